@@ -6,7 +6,7 @@ at most 5e-6 (the deepest decoder), so the tolerance is the promised one.
 
 import pytest
 import torch
-from golden_weights import case_meta, case_tensor, case_weights, renamed
+from golden_weights import case_weights, renamed
 from tokenflow.tokenizer.pixel import (
     AttentionBlock,
     Downsample,
@@ -35,7 +35,7 @@ def loaded(module, case, device):
 
 def build(case, device):
     """Return the module of a recorded case, named in its description."""
-    meta = case_meta(case)
+    meta = case.meta
     desc = meta["desc"]
     if "ResnetBlock" in desc:
         module = ResidualBlock(meta["cin"], meta["cout"])
@@ -67,15 +67,13 @@ CASES = [
 def test_recorded_case_is_reproduced(name, layout, golden, device):
     case = golden(name)
     module = build(case, device)
-    x = case_tensor(case, "in/x").to(device)
+    x = case["in/x"].to(device)
     if layout == "channels_last":
         module = module.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
     with torch.no_grad():
         y = module(x)
-    torch.testing.assert_close(
-        y.cpu(), case_tensor(case, "out/y"), rtol=0, atol=TOLERANCE
-    )
+    torch.testing.assert_close(y.cpu(), case["out/y"], rtol=0, atol=TOLERANCE)
 
 
 def parameters(build_module):
