@@ -1,0 +1,41 @@
+// Torch glue shared by every <op>.cpp: stable-ABI tensors in, raw pointers out.
+// Python owns the messages users see; the checks here guard memory only.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/macros/Macros.h>
+
+#include "common/parallel.h"
+
+namespace tokenflow {
+
+using Tensor = torch::stable::Tensor;
+using torch::headeronly::ScalarType;
+
+// torch's own thread pool as the loop that kernels take.
+inline Parallel torch_parallel() {
+  Parallel parallel;
+  parallel.threads = static_cast<int>(torch::stable::get_num_threads());
+  parallel.run = [](int64_t n, int64_t grain,
+                    const std::function<void(int64_t, int64_t)>& body) {
+    if (n > 0) torch::stable::parallel_for(0, n, grain, body);
+  };
+  return parallel;
+}
+
+inline Tensor as_float32(const Tensor& t) {
+  Tensor f = t.scalar_type() == ScalarType::Float
+                 ? t
+                 : torch::stable::to(t, ScalarType::Float);
+  return torch::stable::contiguous(f);
+}
+
+inline Tensor new_like(const Tensor& like, std::vector<int64_t> sizes,
+                       ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+}  // namespace tokenflow

@@ -1,0 +1,34 @@
+// The pybind11 module tokenflow_ext._C. Loading it registers every kernel (each
+// <op>.cpp does so for itself); what it exposes is no tensor op: facts about the build
+// and the machine, and the choice of instruction set.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "common/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of tokenflow_ext.";
+  m.def("build", [] {
+    py::dict facts;
+    facts["torch"] = TFX_BUILD_TORCH;
+    facts["compiler"] = TFX_BUILD_COMPILER;
+    facts["cuda"] = TFX_BUILD_CUDA;  // empty: no CUDA kernels
+    facts["cuda_architectures"] = TFX_BUILD_ARCHS;
+    return facts;
+  });
+  m.def(
+      "isa", [] { return tokenflow::isa_name(tokenflow::active_isa()); },
+      "Instruction set that the CPU kernels use now.");
+  m.def("available_isas", &tokenflow::available_isas,
+        "Instruction sets that this machine and build have, best first.");
+  m.def(
+      "force_isa",
+      [](const std::string& name) {
+        if (!tokenflow::force_isa(name))
+          throw py::value_error(
+              "force_isa: name must be one of available_isas(), got '" + name + "'");
+      },
+      py::arg("name"), "Use this instruction set from now on; '' for the best one.");
+}

@@ -1,0 +1,60 @@
+"""Fixtures every test may use: where the tensors live, and the recorded cases."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(os.environ.get("TOKENFLOW_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)
+
+
+class Golden:
+    """One recorded case: `case["in/x"]` as a tensor, `case.meta` as a dict."""
+
+    def __init__(self, path):
+        self.arrays = np.load(path)
+        self.meta = json.loads(str(self.arrays["meta"]))
+
+    def __getitem__(self, name):
+        array = self.arrays[name]
+        if array.dtype == np.float16:  # stored narrow, meant as float32
+            array = array.astype(np.float32)
+        return torch.from_numpy(np.array(array))
+
+    def __contains__(self, name):
+        return name in self.arrays
+
+    def names(self, prefix=""):
+        return [n for n in self.arrays.files if n.startswith(prefix)]
+
+    def text(self, name):
+        """A JSON entry such as out/sd_keys."""
+        return json.loads(str(self.arrays[name]))
+
+    def weights(self):
+        """The stored upstream state dict, without the sd/ prefix."""
+        return {n[3:]: self[n] for n in self.names("sd/")}
+
+
+@pytest.fixture
+def golden():
+    """golden("msvq_b224") loads a recorded case, or skips where there is none."""
+
+    def load(name):
+        path = GOLDEN / f"{name}.npz"
+        if not path.exists():
+            pytest.skip(f"recorded case {name} not found; set TOKENFLOW_GOLDEN")
+        return Golden(path)
+
+    return load

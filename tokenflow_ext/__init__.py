@@ -1,0 +1,24 @@
+"""Exact, fast ops for dual-codebook image tokens; needs torch alone.
+
+`quantize` and `nearest` find entries, `lookup` reads them, `pyramid_quantize` and
+`pyramid_lookup` do both over a coarse-to-fine pyramid, `upsample_conv` and
+`group_norm_silu` redraw. The same features give the same tokens, bit for bit, on every
+device (docs/numerics.md).
+"""
+
+from . import _info, reference
+from ._info import info
+from .ops.nearest import nearest
+from .ops.prepare import Prepared, prepare
+from .ops.quantize import quantize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Prepared",
+    "info",
+    "nearest",
+    "prepare",
+    "quantize",
+    "reference",
+]

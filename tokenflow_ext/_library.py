@@ -1,0 +1,66 @@
+"""How every op is registered: schema, fallback, fake kernel, autograd.
+
+One `torch.library.Library` for the namespace `tokenflow_ext`. The compiled kernels
+register themselves for CPU and CUDA when `_C` is loaded; what is registered here as
+the fallback stands where no kernel does, because the dispatcher prefers the more
+specific key. So no caller ever asks whether kernels are available.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = "tokenflow_ext"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+@functools.cache
+def _warn_once(op: str) -> None:
+    warnings.warn(
+        f"tokenflow_ext.{op}: no compiled CUDA kernel here, using the torch fallback "
+        "(same result, slower). tokenflow_ext.info() says what was built.",
+        stacklevel=4,
+    )
+
+
+def define(
+    schema: str,
+    *,
+    fallback: Callable[..., Any],
+    fake: Callable[..., Any],
+    tags: tuple[torch.Tag, ...] = (),
+) -> Any:
+    """Define an op and return its callable.
+
+    Args:
+        schema: `name(Tensor x, ...) -> Tensor`, without the namespace.
+        fallback: Plain torch implementation, the same results as the kernels.
+        fake: Shapes and dtypes of the results, for tracing.
+        tags: Torch tags of the op.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+
+    @functools.wraps(fallback)
+    def warned(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(a, torch.Tensor) and a.is_cuda for a in args):
+            _warn_once(name)
+        return fallback(*args, **kwargs)
+
+    _library.impl(name, warned, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def autograd(
+    op: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]
+) -> None:
+    """Register the gradient of an op made by `define`."""
+    torch.library.register_autograd(
+        op, backward, setup_context=setup_context, lib=_library
+    )

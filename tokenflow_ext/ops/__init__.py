@@ -1,0 +1,1 @@
+"""One room per op: schema, public function, checks, reference, fallback, autograd."""

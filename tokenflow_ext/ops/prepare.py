@@ -1,0 +1,126 @@
+"""Books made ready to be searched, as an explicit handle.
+
+Normalising 32,768 entries costs about as much as quantizing a few hundred vectors, so
+whoever quantizes many times with the same books does it once. Nothing is remembered
+behind the caller's back: a book that changes is prepared again by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from . import _checks
+from ._numerics import normalize_rows, readable, sum_of_squares
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Books that `prepare` made ready; pass it as `prepared=`.
+
+    Attributes:
+        rows: [K, Ds + Dp] float32, the entries [semantic, pixel] as they are compared.
+        squares: [K, 2] float64, squared norms of the halves where rows are not
+            normalised, else 0; +inf marks an entry that is not finite.
+        limits: [3] float64, largest squared norm of a row, of either half.
+        semantic_width: Ds; with one book, all of the width.
+        normalize: Whether the rows were scaled to unit length.
+    """
+
+    rows: Tensor
+    squares: Tensor
+    limits: Tensor
+    semantic_width: int
+    normalize: bool
+
+    @property
+    def pixel_width(self) -> int:
+        """Dp; 0 with one book."""
+        return self.rows.shape[1] - self.semantic_width
+
+    def to(self, device: torch.device | str) -> Prepared:
+        """Return the same books on another device."""
+        return Prepared(
+            self.rows.to(device),
+            self.squares.to(device),
+            self.limits.to(device),
+            self.semantic_width,
+            self.normalize,
+        )
+
+
+def prepare(
+    semantic_book: Tensor, pixel_book: Tensor | None = None, *, normalize: bool = True
+) -> Prepared:
+    """Return the books ready for `quantize`, `nearest` and `pyramid_quantize`.
+
+    Args:
+        semantic_book: [K, Ds], float32, bfloat16 or float16 (read as float32).
+        pixel_book: [K, Dp], same device; None for one book.
+        normalize: Scale every row of either half to unit length.
+
+    Returns:
+        A handle of K · (Ds + Dp + 4) · 4 bytes. Not differentiable.
+
+    Raises:
+        TypeError: A book is not floating.
+        ValueError: Shapes or devices disagree, or a book is empty.
+    """
+    if pixel_book is None:
+        _checks.floating("prepare", semantic_book=semantic_book)
+        _checks.book("prepare", "semantic_book", semantic_book)
+    else:
+        _checks.books("prepare", semantic_book, pixel_book)
+        _checks.same_device(
+            "prepare", semantic_book=semantic_book, pixel_book=pixel_book
+        )
+    pixel = None if pixel_book is None else pixel_book.detach()
+    rows, squares, limits = _prepare(semantic_book.detach(), pixel, normalize)
+    return Prepared(rows, squares, limits, semantic_book.shape[1], normalize)
+
+
+def entry_rows(book: Tensor, normalize: bool) -> Tensor:
+    """Entries of one book as they are compared and looked up."""
+    book = readable(book)
+    return normalize_rows(book) if normalize else book
+
+
+def _fallback(
+    semantic_book: Tensor, pixel_book: Tensor | None, normalize: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    halves = [semantic_book] if pixel_book is None else [semantic_book, pixel_book]
+    halves = [half.float() for half in halves]
+    squares = torch.stack([sum_of_squares(half) for half in halves], dim=1)
+    finite = squares.isfinite().all(dim=1)
+    rows = torch.cat([entry_rows(half, normalize) for half in halves], dim=1)
+    rows = torch.where(finite[:, None], rows, 0.0)
+    kept = torch.zeros(len(finite), 2, dtype=torch.float64, device=rows.device)
+    if not normalize:
+        kept[:, : squares.shape[1]] = torch.where(finite[:, None], squares, 0.0)
+    limits = torch.stack([sum_of_squares(rows).max(), *kept.max(dim=0).values])
+    kept[:, 0].masked_fill_(~finite, torch.inf)
+    return rows, kept, limits
+
+
+def _fake(
+    semantic_book: Tensor, pixel_book: Tensor | None, normalize: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    entries, width = semantic_book.shape
+    width = width + (0 if pixel_book is None else pixel_book.shape[1])
+    new = semantic_book.new_empty
+    return (
+        new((entries, width), dtype=torch.float32),
+        new((entries, 2), dtype=torch.float64),
+        new((3,), dtype=torch.float64),
+    )
+
+
+_prepare = _library.define(
+    "prepare(Tensor semantic_book, Tensor? pixel_book, bool normalize)"
+    " -> (Tensor, Tensor, Tensor)",
+    fallback=_fallback,
+    fake=_fake,
+)
