@@ -1,5 +1,6 @@
 """Fixtures every test may use: where the tensors live, and the recorded cases."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,32 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(os.environ.get("TOKENFLOW_GOLDEN", ROOT.parent / "shared" / "golden"))
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def missing_torchvision_ops():
+    """Define what keeps a torchvision made for CUDA from importing under CPU torch.
+
+    Its compiled part cannot load there, and its Python part then asks for the
+    schemas of two ops it registers. The libraries that judge our models need it.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or torch.version.cuda is not None:
+        return None
+    for compiled in Path(spec.origin).parent.glob("_C.*"):
+        try:
+            torch.ops.load_library(compiled)
+            return None
+        except OSError:
+            continue
+    library = torch.library.Library("torchvision", "DEF")
+    for op in ("nms", "qnms"):
+        library.define(
+            f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+    return library
+
+
+TORCHVISION_OPS = missing_torchvision_ops()  # they exist as long as this does
 
 
 @pytest.fixture(params=DEVICES)
