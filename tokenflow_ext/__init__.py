@@ -6,8 +6,8 @@
 device (docs/numerics.md).
 """
 
-from . import _info, reference
-from ._info import info
+from . import reference
+from ._info import info  # loads the compiled kernels, which register themselves
 from .ops.nearest import nearest
 from .ops.prepare import Prepared, prepare
 from .ops.quantize import quantize

@@ -22,8 +22,8 @@ def load_kernels() -> tuple[ModuleType | None, str]:
                 f"kernels are missing ({reason})"
             ) from error
         warnings.warn(
-            f"tokenflow_ext: the compiled kernels are missing ({reason}); every op runs "
-            "on its torch fallback: same results, slower.",
+            f"tokenflow_ext: the compiled kernels are missing ({reason}); every op "
+            "runs on its torch fallback: same results, slower.",
             stacklevel=3,
         )
         return None, reason

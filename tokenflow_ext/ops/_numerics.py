@@ -41,7 +41,7 @@ def exact_dot(a: Tensor, b: Tensor) -> Tensor:
 def query_rows(
     semantic: Tensor, pixel: Tensor | None, pixel_weight: float, normalize: bool
 ) -> Tensor:
-    """The row that is scored: [semantic, w · pixel], both halves read and normalised."""
+    """The row that is scored: [semantic, w · pixel], read and normalised."""
     semantic = readable(semantic)
     semantic = normalize_rows(semantic) if normalize else semantic
     if pixel is None:

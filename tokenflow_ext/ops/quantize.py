@@ -4,7 +4,8 @@ Two codebooks, one numbering: an entry is a semantic row and a pixel row, and a 
 given the entry whose weighted distances sum to the least. For rows of unit length that
 is the largest dot product with [semantic, w · pixel], so one search of width Ds + Dp
 serves both books. The score is defined to the last bit (docs/numerics.md); a cheap
-sweep with a proven error bound only decides which entries the definition is asked about.
+sweep with a proven error bound only decides which entries the definition is asked
+about.
 Source: TokenFlow, arXiv:2412.03069, shared mapping.
 """
 
@@ -187,8 +188,8 @@ def check_prepared(
     )
     if came != expected or prepared.rows.device != semantic_book.device:
         raise ValueError(
-            f"{op}: prepared must fit the books: (K, Ds, Dp, normalize) = {expected} on "
-            f"{semantic_book.device}, got {came} on {prepared.rows.device}"
+            f"{op}: prepared must fit the books: (K, Ds, Dp, normalize) = {expected} "
+            f"on {semantic_book.device}, got {came} on {prepared.rows.device}"
         )
 
 
@@ -219,11 +220,15 @@ def _fallback(
 ) -> Tensor:
     """A float32 sweep in chunks, then the exact score of what may still win."""
     if rows.device.type == "mps":  # no float64 there
-        moved = [
-            None if t is None else t.cpu()
-            for t in (semantic, pixel, rows, squares, limits)
-        ]
-        return _fallback(*moved, pixel_weight, normalize).to(rows.device)
+        return _fallback(
+            semantic.cpu(),
+            None if pixel is None else pixel.cpu(),
+            rows.cpu(),
+            squares.cpu(),
+            limits.cpu(),
+            pixel_weight,
+            normalize,
+        ).to(rows.device)
     query = query_rows(semantic.float(), pixel, pixel_weight, normalize)
     weight = weight_as(rows, pixel_weight).double()
     offset = 0.5 * (squares[:, 0] + weight * squares[:, 1])
