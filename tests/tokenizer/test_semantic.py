@@ -287,6 +287,8 @@ def test_mismatches_are_named():
         ClipEncoder(10, 1, 4, 4, 8)
     with pytest.raises(ValueError, match="SiglipEncoder: the native size .* size 3"):
         SiglipEncoder(16, 2, 2, 16, 4, 3)
+    with pytest.raises(ValueError, match="SiglipEncoder: layers must be ≥ 1, got 0"):
+        SiglipEncoder(16, 0, 2, 16, 4, 8)
     with pytest.raises(ValueError, match="SemanticDecoder: width .* 20 with 12 heads"):
         SemanticDecoder(8, 20, 4)
     with pytest.raises(ValueError, match="VitaminEncoder: stem_widths and stem_depth"):

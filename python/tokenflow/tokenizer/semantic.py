@@ -135,8 +135,8 @@ class SiglipEncoder(nn.Module):
             (`stretch_by_size`).
 
     Raises:
-        ValueError: width is no multiple of heads, the table would be empty, or (in
-            `forward`) the pictures do not fit.
+        ValueError: width is no multiple of heads, there is no layer, the table would
+            be empty, or (in `forward`) the pictures do not fit.
     """
 
     def __init__(
@@ -150,6 +150,8 @@ class SiglipEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_heads("SiglipEncoder", width, heads)
+        if layers < 1:
+            raise ValueError(f"SiglipEncoder: layers must be ≥ 1, got {layers}")
         self.width, self.patch = width, patch
         self.side = _native_side("SiglipEncoder", image_size, patch)
         self.scaling = InputScaling(SIGLIP_MEAN, SIGLIP_STD)
