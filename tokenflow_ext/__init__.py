@@ -8,17 +8,21 @@ device (docs/numerics.md).
 
 from . import reference
 from ._info import info  # loads the compiled kernels, which register themselves
+from .ops.group_norm_silu import group_norm_silu
 from .ops.nearest import nearest
 from .ops.prepare import Prepared, prepare
 from .ops.quantize import quantize
+from .ops.upsample_conv import upsample_conv
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Prepared",
+    "group_norm_silu",
     "info",
     "nearest",
     "prepare",
     "quantize",
     "reference",
+    "upsample_conv",
 ]

@@ -77,3 +77,33 @@ def indices(op: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int64, torch.int32):
         came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{op}: indices must be an int64 or int32 tensor, got {came}")
+
+
+def same_dtype(op: str, **tensors: Tensor | None) -> None:
+    """Every given tensor must have the dtype of the first."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    first = next(iter(given))
+    for name, tensor in given.items():
+        if tensor.dtype != given[first].dtype:
+            raise TypeError(
+                f"{op}: {name} must have the dtype of {first}, {given[first].dtype}, "
+                f"got {tensor.dtype}"
+            )
+
+
+def out(
+    op: str, tensor: Tensor, size: tuple[int, ...], **inputs: Tensor | None
+) -> None:
+    """`out` must have the shape of the result, and no gradient be asked for."""
+    if tuple(tensor.shape) != tuple(size):
+        raise ValueError(
+            f"{op}: out must be {list(size)}, the shape of the result, "
+            f"got {list(tensor.shape)}"
+        )
+    if torch.is_grad_enabled():
+        for name, t in {"out": tensor, **inputs}.items():
+            if t is not None and t.requires_grad:
+                raise RuntimeError(
+                    f"{op}: out= is not differentiable, got {name} with requires_grad; "
+                    "call it under torch.no_grad() or without out"
+                )

@@ -1,0 +1,185 @@
+"""GroupNorm and SiLU in two reads and one write.
+
+The channels of a picture fall into groups; each group is shifted to mean 0, scaled to
+variance 1, then each channel is scaled and shifted by its own weight and bias, and
+silu(v) = v / (1 + e⁻ᵛ) follows at once, so the normalised map is never stored.
+Sources: Group Normalization, arXiv:1803.08494; SiLU, arXiv:1702.03118.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _library
+from . import _checks, _layout
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    num_groups: int = 32,
+    eps: float = 1e-6,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return silu(group_norm(x)).
+
+    Mean and (biased) variance are those of each picture's group of C / num_groups
+    channels. All arithmetic is float32 or wider inside and the result has the dtype of
+    x, under autocast too: nothing is cast there.
+
+    Args:
+        x: [B, C, ...], float32, bfloat16 or float16; float64 takes the reference. C
+            and the other sizes at least 1, any strides.
+        weight: [C], any of these dtypes, device of x.
+        bias: [C], likewise.
+        num_groups: Divides C.
+        eps: Added to the variance, at least 0.
+        out: Shape, dtype and device of x; x itself, or sharing no memory with the
+            arguments; filled and returned. Not differentiable.
+
+    Returns:
+        Shape and dtype of x, channels_last where x is. Differentiable once in x,
+        weight and bias.
+
+    Raises:
+        TypeError: A dtype is unsupported, or that of `out` is not that of x.
+        ValueError: A shape or device disagrees, num_groups does not divide C, eps is
+            negative.
+        RuntimeError: `out` is given and a gradient is asked for.
+    """
+    _checks.floating("group_norm_silu", x=x, weight=weight, bias=bias, out=out)
+    _check_arguments(x, weight, bias, num_groups, eps)
+    _checks.same_device("group_norm_silu", x=x, weight=weight, bias=bias, out=out)
+    wide = torch.float64 in (x.dtype, weight.dtype, bias.dtype)
+    if out is not None:
+        _checks.same_dtype("group_norm_silu", x=x, out=out)
+        _checks.out("group_norm_silu", out, x.shape, x=x, weight=weight, bias=bias)
+        if wide:
+            return out.copy_(reference(x, weight, bias, num_groups=num_groups, eps=eps))
+        _group_norm_silu_out(x, weight, bias, num_groups, eps, out=out)
+        return out
+    if wide:
+        return reference(x, weight, bias, num_groups=num_groups, eps=eps)
+    return _group_norm_silu(x, weight, bias, num_groups, eps)
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor, *, num_groups: int = 32, eps: float = 1e-6
+) -> Tensor:
+    """`group_norm_silu` in float64, one picture at a time; the dtype of x."""
+    pictures = []
+    for picture in x:
+        groups = picture.double().reshape(num_groups, -1)
+        mean = groups.mean(dim=1, keepdim=True)
+        variance = (groups - mean).square().mean(dim=1, keepdim=True)
+        normed = ((groups - mean) / (variance + eps).sqrt()).reshape(len(picture), -1)
+        v = normed * weight.double()[:, None] + bias.double()[:, None]
+        pictures.append((v * v.sigmoid()).reshape(picture.shape).to(x.dtype))
+    if not pictures:
+        return torch.empty_like(x)
+    return torch.stack(pictures).contiguous(memory_format=_layout.memory_format(x))
+
+
+def _check_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
+) -> None:
+    if x.dim() < 2 or 0 in x.shape[1:]:
+        raise ValueError(
+            "group_norm_silu: x must be [B, C, ...] with every size after B at least "
+            f"1, got {list(x.shape)}"
+        )
+    channels = x.shape[1]
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.shape != (channels,):
+            raise ValueError(
+                f"group_norm_silu: {name} must be [{channels}] as x has channels, "
+                f"got {list(tensor.shape)}"
+            )
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(
+            f"group_norm_silu: num_groups must divide the {channels} channels of x, "
+            f"got {num_groups}"
+        )
+    if not 0 <= eps < float("inf"):
+        raise ValueError(
+            f"group_norm_silu: eps must be finite and at least 0, got {eps}"
+        )
+
+
+def _fallback(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
+) -> Tensor:
+    y = F.group_norm(x.float(), num_groups, weight.float(), bias.float(), eps)
+    return F.silu(y, inplace=True).to(
+        x.dtype, memory_format=_layout.memory_format(x), copy=False
+    )
+
+
+def _fallback_out(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, *, out: Tensor
+) -> None:
+    out.copy_(_fallback(x, weight, bias, num_groups, eps))
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
+) -> Tensor:
+    return torch.empty_like(x, memory_format=_layout.memory_format(x))
+
+
+def _fake_out(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, *, out: Tensor
+) -> None:
+    return None
+
+
+_group_norm_silu = _library.define(
+    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, SymInt num_groups,"
+    " float eps) -> Tensor",
+    fallback=_fallback,
+    fake=_fake,
+)
+
+_group_norm_silu_out = _library.define(
+    "group_norm_silu_out(Tensor x, Tensor weight, Tensor bias, SymInt num_groups,"
+    " float eps, *, Tensor(a!) out) -> ()",
+    fallback=_fallback_out,
+    fake=_fake_out,
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.num_groups, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Norm and gradient in float32; the normalised map is made again, not kept."""
+    x, weight, bias = ctx.saved_tensors
+    batch, channels = x.shape[:2]
+    wide = x.float().contiguous()
+    sizes = (batch, channels, wide[:1, :1].numel(), ctx.num_groups)
+    aten = torch.ops.aten
+    normed, mean, rstd = aten.native_group_norm(
+        wide, weight.float(), bias.float(), *sizes, ctx.eps
+    )
+    grad = aten.silu_backward(grad.float().contiguous(), normed)
+    grad_x, grad_weight, grad_bias = aten.native_group_norm_backward(
+        grad, wide, mean, rstd, weight.float(), *sizes, list(ctx.needs_input_grad[:3])
+    )
+    return (
+        None if grad_x is None else grad_x.to(x.dtype),
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None else grad_bias.to(bias.dtype),
+        None,
+        None,
+    )
+
+
+_library.autograd(_group_norm_silu, _backward, _setup)
