@@ -85,3 +85,30 @@ def golden():
         return Golden(path)
 
     return load
+
+
+def _isas():
+    from tokenflow_ext import _info
+
+    return _info.kernels.available_isas() if _info.kernels else ["fallback"]
+
+
+@pytest.fixture(params=_isas())
+def isa(request):
+    """Run the CPU kernels with each instruction set that this machine has."""
+    from tokenflow_ext import _info
+
+    if _info.kernels is None:
+        yield "fallback"
+        return
+    _info.kernels.force_isa(request.param)
+    yield request.param
+    _info.kernels.force_isa("")
+
+
+@pytest.fixture
+def threads():
+    """threads(n) sets torch's thread count; it is put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
