@@ -8,9 +8,12 @@ device (docs/numerics.md).
 
 from . import reference
 from ._info import info  # loads the compiled kernels, which register themselves
+from .ops.code_histogram import code_histogram
 from .ops.group_norm_silu import group_norm_silu
+from .ops.lookup import lookup
 from .ops.nearest import nearest
 from .ops.prepare import Prepared, prepare
+from .ops.pyramid import pyramid_lookup, pyramid_quantize
 from .ops.quantize import quantize
 from .ops.upsample_conv import upsample_conv
 
@@ -18,10 +21,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Prepared",
+    "code_histogram",
     "group_norm_silu",
     "info",
+    "lookup",
     "nearest",
     "prepare",
+    "pyramid_lookup",
+    "pyramid_quantize",
     "quantize",
     "reference",
     "upsample_conv",

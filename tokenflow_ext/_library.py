@@ -57,6 +57,23 @@ def define(
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def float64_on_cpu(fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a fallback that needs float64 to the CPU from devices that have none."""
+
+    @functools.wraps(fallback)
+    def moved(*args: Any) -> Any:
+        device = next(a.device for a in args if isinstance(a, torch.Tensor))
+        if device.type != "mps":
+            return fallback(*args)
+        here = [a.cpu() if isinstance(a, torch.Tensor) else a for a in args]
+        result = fallback(*here)
+        if isinstance(result, tuple):
+            return tuple(r.to(device) for r in result)
+        return result.to(device)
+
+    return moved
+
+
 def autograd(
     op: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]
 ) -> None:

@@ -39,10 +39,10 @@ TFX_HD double sum_of_squares(const float* x, int64_t width, int64_t stride = 1) 
   return sum;
 }
 
-// max(‖x‖, 1e-12): what a row is divided by.
+// max(‖x‖, 1e-12): what a row is divided by. NaN stays.
 TFX_HD double row_norm(double squares) {
   double norm = sqrt(squares);
-  return norm > 1e-12 ? norm : 1e-12;
+  return norm < 1e-12 ? 1e-12 : norm;
 }
 
 TFX_HD float normalized(float x, double norm) {

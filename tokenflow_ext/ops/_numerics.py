@@ -26,7 +26,11 @@ def sum_of_squares(x: Tensor) -> Tensor:
 
 def normalize_rows(x: Tensor) -> Tensor:
     """x / max(‖x‖, 1e-12), worked in float64, returned in the dtype of `x`."""
-    norm = sum_of_squares(x).sqrt().clamp_min(1e-12)
+    squares = sum_of_squares(x)
+    # Short rows have a constant divisor; the root of 0 must not enter their gradient.
+    short = squares.detach().sqrt() < 1e-12
+    norm = torch.where(short, 1.0, squares).sqrt()
+    norm = torch.where(short, 1e-12, norm)
     return (x.double() / norm.unsqueeze(-1)).to(x.dtype)
 
 
