@@ -1,7 +1,7 @@
 """The convolutional encoder and decoder are the published ones, part by part.
 
 Recorded cases judge the numbers; their README promises 1e-5, measured here is
-at most 5e-6 (the deepest decoder), so the tolerance is the promised one.
+at most 7e-6 (the deepest decoder), so the tolerance is the promised one.
 """
 
 import pytest
