@@ -187,7 +187,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    semantic, pixel = grad_of_books(grad, *ctx.saved_tensors, ctx.normalize)
+    indices, semantic_book, pixel_book = ctx.saved_tensors
+    semantic, pixel = grad_of_books(
+        grad, indices, semantic_book, pixel_book, ctx.normalize
+    )
     return None, semantic, pixel, None
 
 
