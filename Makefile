@@ -83,7 +83,7 @@ test-slow: build font
 	$(PY) -m pytest -m slow
 
 bench: build
-	$(PY) -m pytest bench -o python_files='bench_*.py' --benchmark-enable --benchmark-only
+	$(PY) -m pytest bench --benchmark-enable --benchmark-only
 
 lint: $(VENV)/env.stamp
 	$(VENV)/bin/ruff check .

@@ -16,16 +16,16 @@ def conflict() -> str | None:
     """Return one sentence if another distribution's `tokenflow` is in the way.
 
     Returns:
-        What stands beside ours and what to do, or None where nothing does.
+        Which one stands beside ours and what to do, or None where none does.
     """
     owners = set(packages_distributions().get("tokenflow", [])) - {OURS}
     if not owners:
         return None
-    names = ", ".join(sorted(owners))
+    names = " ".join(sorted(owners))
     return (
-        f"tokenflow: another package of this name is installed here by {names}, and the "
-        f"two overwrite each other; run `pip uninstall {names}`, then install {OURS} "
-        "again, or use a fresh environment"
+        f"tokenflow: {names} installs another package of this name here, and the two "
+        f"overwrite each other; run `pip uninstall {names}` and install {OURS} again, "
+        "or use a fresh environment"
     )
 
 
