@@ -10,8 +10,7 @@ code and weights differ (docs/numerics.md lists where).
 import copy
 from typing import Any
 
-from transformers import PreTrainedConfig
-
+from tokenflow._transformers import PreTrainedConfig
 from tokenflow.tokenizer.scales import as_pairs, token_counts
 
 SEMANTIC_KINDS = ("clip", "siglip", "vitamin")
@@ -96,7 +95,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         },
         "semantic_decoder": {"width": 96, "grid": 8, "depth": 1, "heads": 4},
         "semantic_target": 96,
-        "pixel_encoder": {"width": 32, "multipliers": [1, 2, 2, 4], "blocks": 1},
+        "pixel_encoder": {"width": 32, "multipliers": [1, 2, 2, 3], "blocks": 1},
         "pixel_decoder": {"width": 32, "multipliers": [1, 2, 2, 4], "blocks": 1},
         "pixel_latent": 64,
         "codebook_size": 4096,
@@ -160,7 +159,7 @@ class TokenFlowConfig(PreTrainedConfig):
     entropy_weight: float = 0.0
     scale_drop: float = 0.1
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
         for part in PARTS:  # what is not said is as in the smallest preset
             if getattr(self, part) is None:
                 setattr(self, part, copy.deepcopy(_PRESETS["mini"][part]))

@@ -1,0 +1,332 @@
+"""Weights on disk: read published files safely, write folders whole.
+
+The published `.pt` files hold pickled dicts, one of them an argparse Namespace; they
+are read with an allow-list, never with a free unpickler. This is the only file that
+knows upstream's parameter names: for each part a short table of what is called
+differently there. A folder is written beside its place and moved there at the end.
+Source: the published training code; names in its state_dict.
+"""
+
+import argparse
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike, fspath, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tokenflow.config import TokenFlowConfig
+from tokenflow.tokenizer.transformer import (
+    CLIP_MEAN,
+    CLIP_STD,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+)
+
+CONTAINERS = ("ema", "model", "state_dict")  # the first present holds the weights
+SHOWN = 5  # differing names in a message
+
+Names = tuple[tuple[str, str], ...]  # (upstream's, ours)
+_PARTS: Names = (
+    ("encoder.", "pixel_encoder."),
+    ("decoder.", "pixel_decoder."),
+    ("encoder_vqkd.", "semantic_encoder."),
+    ("decoder_vqkd.", "semantic_decoder."),
+    ("encode_task_layer.", "semantic_head."),
+    ("decode_task_layer.", "semantic_target_head."),
+    ("scaling_layer.", "semantic_encoder.scaling."),
+    ("quantize.embedding_vqkd.weight", "quantizer.semantic_book"),
+    ("quantize.embedding_vqgan.weight", "quantizer.pixel_book"),
+)
+_INSIDE: dict[str, Names] = {
+    "pixel_encoder.": ((".downsample.conv.", ".resize."),),
+    "pixel_decoder.": ((".upsample.conv.", ".resize."),),
+    "semantic_decoder.": ((".patch_embed.proj.", ".patch_embed."),),
+}
+_SEMANTIC: dict[str, Names] = {
+    "clip": (
+        (".transformer.resblocks.", ".blocks."),
+        (".ln_1.", ".norm1."),
+        (".ln_2.", ".norm2."),
+        (".attn.in_proj_", ".attn.qkv."),
+        (".attn.out_proj.", ".attn.proj."),
+        (".mlp.c_fc.", ".mlp.fc1."),
+        (".mlp.c_proj.", ".mlp.fc2."),
+    ),
+    "siglip": (
+        (".vision_model.embeddings.patch_embedding.", ".patch_embedding."),
+        (
+            ".vision_model.embeddings.position_embedding.weight",
+            ".position_embedding",
+        ),
+        (".vision_model.encoder.layers.", ".blocks."),
+        (".vision_model.post_layernorm.", ".post_layernorm."),
+        (".vision_model.head.", ".head."),
+        (".self_attn.", ".attn."),
+        (".layer_norm1.", ".norm1."),
+        (".layer_norm2.", ".norm2."),
+    ),
+    "vitamin": (
+        (".patch_embed.backbone.stem.", ".stem."),
+        (".patch_embed.backbone.stages.", ".stages."),
+        (".patch_embed.backbone.pool.", ".pool."),
+    ),
+}
+_SHIFT, _SCALE = "semantic_encoder.scaling.shift", "semantic_encoder.scaling.scale"
+_CONSTANTS: dict[str, dict[str, tuple[float, ...]]] = {
+    "clip": {},
+    "siglip": {_SHIFT: SIGLIP_MEAN, _SCALE: SIGLIP_STD},
+    "vitamin": {_SHIFT: CLIP_MEAN, _SCALE: CLIP_STD},
+}
+_MARKS = {  # a name that only this semantic encoder has
+    "clip": "encoder_vqkd.class_embedding",
+    "siglip": "encoder_vqkd.vision_model.embeddings.patch_embedding.weight",
+    "vitamin": "encoder_vqkd.patch_embed.backbone.stem.conv1.weight",
+}
+# (semantic encoder, width of the pixel decoder is doubled) -> preset
+_RECOGNISED = {
+    ("clip", False): "clip_b_224",
+    ("clip", True): "clip_b_256_enhanced",
+    ("vitamin", False): "vitamin_xl_256",
+    ("vitamin", True): "vitamin_xl_256",
+    ("siglip", False): "siglip_so400m_384",
+    ("siglip", True): "siglip_so400m_384",
+}
+USAGE_KEY, USAGE_LENGTH = "quantize.codebook_used", 131072
+_IGNORED = (  # upstream's records of training; no token depends on them
+    USAGE_KEY,
+    "quantize.embedding_vqkd.initted",
+    "quantize.embedding_vqkd.cluster_size",
+    "quantize.embedding_vqkd.embed_avg",
+)
+
+
+def our_name(key: str, kind: str) -> str:
+    """Return our name of upstream's parameter `key`; `kind` is the semantic encoder."""
+    for theirs, ours in _PARTS:
+        if key.startswith(theirs):
+            key = ours + key.removeprefix(theirs)
+            for there, here in _names_inside(ours, kind):
+                key = key.replace(there, here)
+            return key
+    return key
+
+
+def upstream_name(key: str, kind: str) -> str:
+    """Return upstream's name of our parameter `key`, the inverse of `our_name`."""
+    for theirs, ours in sorted(_PARTS, key=lambda part: -len(part[1])):
+        if key.startswith(ours):
+            for there, here in _names_inside(ours, kind):
+                key = key.replace(here, there)
+            return theirs + key.removeprefix(ours)
+    return key
+
+
+def _names_inside(part: str, kind: str) -> Names:
+    return _SEMANTIC[kind] if part == "semantic_encoder." else _INSIDE.get(part, ())
+
+
+def to_upstream(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Return our state dict under upstream's names, complete with its usage record."""
+    weights = {upstream_name(key, kind): value for key, value in state.items()}
+    book = state["quantizer.semantic_book"]
+    weights[USAGE_KEY] = torch.zeros(USAGE_LENGTH, device=book.device)
+    return weights
+
+
+def read_upstream(source: str | PathLike) -> dict[str, Tensor]:
+    """Read a published `.pt` file and return its weights under upstream's names.
+
+    Accepts the containers `ema`, `model` and `state_dict` (the first present), a bare
+    state dict, and names with `module.` or `_orig_mod.` in them. Nothing but tensors,
+    plain containers and an argparse.Namespace is unpickled.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, asks for other code to be run, or holds
+            no weights; the message names it.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"convert: there is no file {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"convert: {path} must hold tensors and plain values only, and be whole; "
+            f"refused to unpickle: {_first_line(error)}"
+        ) from None
+    except (RuntimeError, EOFError, KeyError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"convert: {path} must be a whole PyTorch file; it is truncated or "
+            f"something else ({_first_line(error)})"
+        ) from None
+    return _weights_in(content, path)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _weights_in(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        for name in CONTAINERS:
+            if isinstance(content.get(name), dict):
+                content = content[name]
+                break
+        weights = {
+            _plain(key): value
+            for key, value in content.items()
+            if isinstance(key, str) and isinstance(value, Tensor)
+        }
+        if weights:
+            return weights
+    raise ValueError(
+        f"convert: {path} must hold weights under one of {list(CONTAINERS)} or at the "
+        f"top, found {_summary(content)}"
+    )
+
+
+def _plain(key: str) -> str:
+    while key.startswith("module."):
+        key = key.removeprefix("module.")
+    key = key.replace("_orig_mod.", "")
+    return key.removeprefix("module.")
+
+
+def _summary(content: object) -> str:
+    if isinstance(content, dict):
+        return f"a dict with {[str(key) for key in list(content)[:SHOWN]]}"
+    return f"a {type(content).__name__}"
+
+
+def recognise(
+    weights: Mapping[str, Tensor], source: str | PathLike = "the checkpoint"
+) -> TokenFlowConfig:
+    """Return the configuration that published weights belong to, from their shapes.
+
+    Raises:
+        ValueError: They are no tokenizer's; the message names `source` and what is
+            there instead.
+    """
+    kind = next((k for k, mark in _MARKS.items() if mark in weights), None)
+    needed = ("decoder.conv_in.weight", "quantize.embedding_vqkd.weight")
+    missing = [name for name in needed if name not in weights]
+    if kind is None or missing:
+        raise ValueError(
+            f"convert: {source} must be a TokenFlow tokenizer; it has none of "
+            f"{missing or list(_MARKS.values())} but, first of {len(weights)} names, "
+            f"{list(weights)[:SHOWN]}"
+        )
+    plain = TokenFlowConfig.preset(_RECOGNISED[kind, False]).pixel_encoder
+    widest = plain["width"] * plain["multipliers"][-1]
+    enhanced = weights["decoder.conv_in.weight"].shape[0] == 2 * widest
+    return TokenFlowConfig.preset(
+        _RECOGNISED[kind, enhanced],
+        enhanced=enhanced,
+        codebook_size=weights["quantize.embedding_vqkd.weight"].shape[0],
+    )
+
+
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    kind: str,
+    source: str | PathLike = "the checkpoint",
+) -> None:
+    """Put upstream's weights into our tokenizer (which may be on the meta device).
+
+    The frozen tail of SigLIP, which no token depends on, may be missing; it is then
+    zero. So may the constants of the input scaling.
+
+    Raises:
+        ValueError: Names or shapes differ; the message has the first of them.
+    """
+    state = {
+        our_name(key, kind): value
+        for key, value in weights.items()
+        if key not in _IGNORED
+    }
+    expected = model.state_dict()
+    for key in expected:
+        if key not in state and key in _CONSTANTS[kind]:
+            state[key] = torch.tensor(_CONSTANTS[kind][key]).reshape(1, 3, 1, 1)
+        elif key not in state and _is_tail(key, expected):
+            state[key] = torch.zeros(expected[key].shape)
+    missing = [upstream_name(key, kind) for key in expected if key not in state]
+    unexpected = [upstream_name(key, kind) for key in state if key not in expected]
+    check_complete(source, missing, unexpected)
+    wrong = [
+        f"{upstream_name(key, kind)} {list(state[key].shape)} where "
+        f"{list(expected[key].shape)} is expected"
+        for key in expected
+        if state[key].shape != expected[key].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{fspath(source)}: {len(wrong)} weights have another shape than this "
+            f"model's: {'; '.join(wrong[:SHOWN])}"
+        )
+    state = {key: value.to(expected[key].dtype) for key, value in state.items()}
+    model.load_state_dict(state, assign=True)
+
+
+def _is_tail(key: str, state: Iterable[str]) -> bool:
+    """Tell whether a parameter lies behind the layer that SigLIP's features leave."""
+    head = ("semantic_encoder.head.", "semantic_encoder.post_layernorm.")
+    if key.startswith(head):
+        return True
+    layers = [
+        int(name.split(".")[2])
+        for name in state
+        if name.startswith("semantic_encoder.blocks.")
+    ]
+    has_tail = any(name.startswith(head[0]) for name in state)
+    return has_tail and key.startswith(f"semantic_encoder.blocks.{max(layers)}.")
+
+
+def check_complete(
+    source: str | PathLike, missing: Iterable[str], unexpected: Iterable[str]
+) -> None:
+    """Raise ValueError, with the first names, unless nothing is missing or too much."""
+    missing, unexpected = sorted(missing), sorted(unexpected)
+    if not missing and not unexpected:
+        return
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} weights are missing: {missing[:SHOWN]}")
+    if unexpected:
+        parts.append(f"{len(unexpected)} are not this model's: {unexpected[:SHOWN]}")
+    raise ValueError(f"{fspath(source)}: {'; '.join(parts)}")
+
+
+@contextmanager
+def replacing(folder: str | PathLike) -> Iterator[Path]:
+    """Yield a new folder whose files take their place in `folder` at the end.
+
+    When the body fails, `folder` is as it was before and nothing else is left. Other
+    files that are in `folder` already stay there.
+
+    Raises:
+        NotADirectoryError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"save: {folder} must be a folder, it is a file")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield made
+        made.chmod(0o755)
+        if folder.exists():
+            for file in sorted(made.iterdir()):
+                replace(file, folder / file.name)
+        else:
+            replace(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
