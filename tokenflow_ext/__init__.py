@@ -6,7 +6,7 @@
 device (docs/numerics.md).
 """
 
-from . import reference
+from . import nn, reference
 from ._info import info  # loads the compiled kernels, which register themselves
 from .ops.code_histogram import code_histogram
 from .ops.group_norm_silu import group_norm_silu
@@ -26,6 +26,7 @@ __all__ = [
     "info",
     "lookup",
     "nearest",
+    "nn",
     "prepare",
     "pyramid_lookup",
     "pyramid_quantize",
