@@ -17,8 +17,9 @@ from ..ops import _checks
 from ..ops._numerics import readable
 from ..ops.code_histogram import code_histogram
 from ..ops.lookup import lookup
-from ..ops.prepare import Prepared, prepare
+from ..ops.prepare import Prepared
 from .entropy import entropy_loss
+from .kept import KeptBooks
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class SharedBooks(nn.Module):
         self.pixel_book = nn.Parameter(torch.empty(num_codes, pixel_width))
         self.register_buffer("latest", None, persistent=False)
         self.latest: Tensor | None
-        self._kept: tuple[list[tuple[Tensor, int]], Prepared] | None = None
+        self._kept = KeptBooks()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -153,35 +154,13 @@ class SharedBooks(nn.Module):
 
         In evaluation the same handle is returned until a book changes.
         """
-        books = self.books()
-        if torch.float64 in (books[0].dtype, books[1].dtype):
-            return None
-        # Without a version counter, or inside a graph that is being traced, a change
-        # could not be seen.
-        if (
-            self.training
-            or torch.compiler.is_compiling()
-            or any(book.is_inference() for book in books)
-        ):
-            return prepare(*books, normalize=self.normalize)
-        if self._kept is not None:
-            versions, ready = self._kept
-            if all(
-                seen.data_ptr() == book.data_ptr()
-                and seen.device == book.device
-                and version == book._version
-                for (seen, version), book in zip(versions, books, strict=True)
-            ):
-                return ready
-        with torch.inference_mode(False):
-            ready = prepare(*books, normalize=self.normalize)
-        # The detached books hold their memory, so that no other can take its address.
-        self._kept = [(book.detach(), book._version) for book in books], ready
-        return ready
+        return self._kept.get(
+            *self.books(), normalize=self.normalize, keep=not self.training
+        )
 
     def train(self, mode: bool = True) -> SharedBooks:
         """Set the mode and drop the prepared books."""
-        self._kept = None
+        self._kept.drop()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -193,11 +172,8 @@ class SharedBooks(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> SharedBooks:
-        self._kept = None
+        self._kept.drop()
         return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:  # noqa: D105
-        return {**self.__dict__, "_kept": None}
 
     def _check_arguments(
         self, sizes: dict[str, int], weights: dict[str, float]

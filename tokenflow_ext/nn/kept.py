@@ -1,0 +1,92 @@
+"""Prepared books that are kept between calls, and never stale."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..ops.prepare import Prepared, prepare
+
+_optimizer_steps = 0
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    """Count the steps of every optimizer: fused ones leave version counters alone."""
+
+    def count(optimizer: Any, args: Any, kwargs: Any) -> None:
+        global _optimizer_steps
+        _optimizer_steps += 1
+
+    register_optimizer_step_post_hook(count)
+
+
+class KeptBooks:
+    """Prepares books once, and again whenever they may have changed.
+
+    A change is seen by a tensor's version counter and address, and any step of any
+    optimizer counts as one: so loading, edits in place, replaced and moved books are
+    met as they are. One change cannot be seen: an edit through `.data`; `drop` after
+    those. Copies and pickles start empty.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[list[Seen], int, Prepared] | None = None
+
+    def drop(self) -> None:
+        """Forget what was kept."""
+        self._kept = None
+
+    def get(
+        self, *books: Tensor, normalize: bool, keep: bool = True
+    ) -> Prepared | None:
+        """Return the books ready for the ops; None for float64, which needs no such.
+
+        Args:
+            *books: One or two, as `tokenflow_ext.prepare` takes them.
+            normalize: Likewise.
+            keep: Whether to keep the result and to return a kept one.
+        """
+        if any(book.dtype == torch.float64 for book in books):
+            return None
+        # Without a version counter, or in a graph being traced, changes go unseen.
+        if (
+            not keep
+            or torch.compiler.is_compiling()
+            or any(book.is_inference() for book in books)
+        ):
+            return prepare(*books, normalize=normalize)
+        if self._kept is not None:
+            seen, steps, ready = self._kept
+            if (
+                steps == _optimizer_steps
+                and ready.normalize == normalize
+                and all(map(_same, seen, books))
+            ):
+                return ready
+        _watch_optimizers()
+        with torch.inference_mode(False):
+            ready = prepare(*books, normalize=normalize)
+        # The detached books hold their memory, so that no other can take its address.
+        seen = [(book.detach(), book._version) for book in books]
+        self._kept = seen, _optimizer_steps, ready
+        return ready
+
+    def __reduce__(self) -> tuple[type[KeptBooks], tuple[()]]:  # noqa: D105
+        return KeptBooks, ()
+
+
+Seen = tuple[Tensor, int]  # a book and its version when it was prepared
+
+
+def _same(seen: Seen, book: Tensor) -> bool:
+    old, version = seen
+    return (
+        old.data_ptr() == book.data_ptr()
+        and old.device == book.device
+        and version == book._version
+    )
