@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -29,5 +30,16 @@ class DeviceGuard {
  private:
   int previous_ = 0;
 };
+
+// Blocks for one thread per item; 2³¹ − 1 of them are allowed. No items, no launch:
+// callers return before.
+inline unsigned launch_blocks(int64_t items, int threads) {
+  return static_cast<unsigned>((items + threads - 1) / threads);
+}
+
+// This thread's item in such a launch.
+__device__ inline int64_t launch_item() {
+  return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+}
 
 }  // namespace tokenflow

@@ -92,6 +92,9 @@ TFX_HD int64_t bicubic_first(int64_t o, int64_t in, int64_t out) {
   return floor - 1;
 }
 
+// Does an index name one of n things?
+TFX_HD bool is_inside(int64_t i, int64_t n) { return i >= 0 && i < n; }
+
 TFX_HD int64_t clamp_index(int64_t i, int64_t n) {
   return i < 0 ? 0 : i >= n ? n - 1 : i;
 }

@@ -1,0 +1,138 @@
+// Raw-pointer contract of pyramid_quantize and pyramid_lookup, shared by CPU and CUDA,
+// and the element bodies both run. Meaning: the references in
+// tokenflow_ext/ops/pyramid.py.
+//
+// Feature maps come and go as [batch, channels, height, width]; in between everything
+// is channel-last, [batch, cells, channels], so that neighbours in memory share their
+// place and a cell is a row to be searched.
+#pragma once
+
+#include <cstdint>
+
+#include "common/numerics.h"
+#include "common/parallel.h"
+#include "ops/lookup/lookup.h"
+#include "ops/quantize/quantize.h"
+
+namespace tokenflow {
+
+struct Grid {
+  int64_t height, width;
+};
+
+TFX_HD int64_t cells_of(Grid grid) { return grid.height * grid.width; }
+
+struct Pyramid {
+  int64_t batch, channels;
+  Grid grid;
+  const int64_t* sides;          // on the host: [count, 2]
+  int64_t count;                 // scales
+  const double* row_weights;     // [count, height, 4]
+  const double* column_weights;  // [count, width, 4]
+};
+
+// One scale of a pyramid, passed to kernels by value.
+struct Scale {
+  int64_t batch, channels;
+  Grid grid;                     // the full one
+  Grid cells;                    // that of this scale
+  const double* row_weights;     // [height, 4]
+  const double* column_weights;  // [width, 4]
+};
+
+inline Scale scale_of(const Pyramid& p, int64_t i) {
+  return {p.batch,
+          p.channels,
+          p.grid,
+          {p.sides[2 * i], p.sides[2 * i + 1]},
+          p.row_weights + i * p.grid.height * 4,
+          p.column_weights + i * p.grid.width * 4};
+}
+
+// L: the tokens of one picture.
+inline int64_t tokens_of(const Pyramid& p) {
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < p.count; ++i) tokens += cells_of(scale_of(p, i).cells);
+  return tokens;
+}
+
+// features, quantized: [batch, channels, height, width]; indices: [batch, L].
+// book.rows are what is looked up; weight and normalize as in Queries.
+void pyramid_quantize_cpu(const float* features, const PreparedBook& book,
+                          float pixel_weight, bool normalize, const Pyramid& pyramid,
+                          int64_t* indices, float* quantized, const Parallel& parallel);
+void pyramid_lookup_cpu(const int64_t* indices, const Books& books,
+                        const Pyramid& pyramid, float* quantized,
+                        const Parallel& parallel);
+
+// Bytes of device memory needed beside the arguments.
+int64_t pyramid_quantize_cuda_workspace(const Pyramid& pyramid,
+                                        const PreparedBook& book, int device);
+int64_t pyramid_lookup_cuda_workspace(const Pyramid& pyramid);
+
+void pyramid_quantize_cuda(const float* features, const PreparedBook& book,
+                           float pixel_weight, bool normalize, const Pyramid& pyramid,
+                           int64_t* indices, float* quantized, void* workspace,
+                           int device, void* stream);
+void pyramid_lookup_cuda(const int64_t* indices, const Books& books,
+                         const Pyramid& pyramid, float* quantized, void* workspace,
+                         int device, void* stream);
+
+// --- element bodies ---
+
+// Mean over the share of `cell` in one picture: `map` is [height · width, channels].
+TFX_HD float pool_element(const float* map, const Scale& scale, int64_t cell,
+                          int64_t channel) {
+  const Grid in = scale.grid, out = scale.cells;
+  const int64_t row = cell / out.width, column = cell % out.width;
+  const int64_t row_first = bin_first(row, in.height, out.height);
+  const int64_t row_last = bin_last(row, in.height, out.height);
+  const int64_t column_first = bin_first(column, in.width, out.width);
+  const int64_t column_last = bin_last(column, in.width, out.width);
+  double sum = 0.0;
+  for (int64_t y = row_first; y < row_last; ++y)
+    for (int64_t x = column_first; x < column_last; ++x)
+      sum += static_cast<double>(map[(y * in.width + x) * scale.channels + channel]);
+  return static_cast<float>(
+      sum / static_cast<double>((row_last - row_first) * (column_last - column_first)));
+}
+
+// The sixteen entries that one cell of the full grid is made of, row-major.
+struct Taps {
+  int64_t offset[16];  // of channel 0, in [cells, channels]
+  float weight[16];
+};
+
+TFX_HD Taps taps_of(const Scale& scale, int64_t cell) {
+  const int64_t row = cell / scale.grid.width, column = cell % scale.grid.width;
+  const int64_t y = bicubic_first(row, scale.cells.height, scale.grid.height);
+  const int64_t x = bicubic_first(column, scale.cells.width, scale.grid.width);
+  Taps taps;
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) {
+      const int64_t source =
+          clamp_index(y + i, scale.cells.height) * scale.cells.width +
+          clamp_index(x + j, scale.cells.width);
+      taps.offset[4 * i + j] = source * scale.channels;
+      taps.weight[4 * i + j] = static_cast<float>(scale.row_weights[4 * row + i] *
+                                                  scale.column_weights[4 * column + j]);
+    }
+  return taps;
+}
+
+// `entries` is one picture's [cells, channels].
+TFX_HD float enlarge_element(const float* entries, const Taps& taps, int64_t channel) {
+  double sum = 0.0;
+  for (int t = 0; t < 16; ++t)
+    sum += static_cast<double>(taps.weight[t]) *
+           static_cast<double>(entries[taps.offset[t] + channel]);
+  return static_cast<float>(sum);
+}
+
+// What a found entry adds: its row, or zeros.
+TFX_HD float entry_element(const float* rows, int64_t index, int64_t channels,
+                           int64_t channel) {
+  return index < 0 ? 0.0f : rows[index * channels + channel];
+}
+
+}  // namespace tokenflow
