@@ -139,6 +139,13 @@ _upsample_conv_out = _library.define(
     fake=_fake_out,
 )
 
+# The body of the CUDA kernel, which tests run on the CPU over the same grid.
+_library.define(
+    "upsample_conv_plain(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    fallback=_fallback,
+    fake=_fake,
+)
+
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias = inputs

@@ -1,0 +1,53 @@
+// Raw-pointer contract of upsample_conv, shared by CPU and CUDA. Meaning: the reference
+// in tokenflow_ext/ops/upsample_conv.py.
+#pragma once
+
+#include <cstdint>
+
+#include "common/floats.h"
+#include "common/isa.h"
+#include "common/parallel.h"
+
+namespace tokenflow {
+
+struct UpsampleConv {
+  int64_t batch, in_channels, out_channels, height, width;  // size of x
+  Element element;                                          // of x and y
+  const void* x;  // contiguous [b, c, h, w], or channels_last
+  bool x_channels_last;
+  const float* weight;  // [out_channels, in_channels, 3, 3]
+  const float* bias;    // [out_channels], or null
+  void* y;              // [b, out_channels, 2h, 2w]
+  bool y_channels_last;
+
+  // The CPU sweep reads float32 pixels side by side; another x is copied first.
+  bool needs_pixels() const { return !(x_channels_last && element == Element::f32); }
+};
+
+// `pixels`: [batch, height, width, in_channels], where needs_pixels(); else unused.
+void upsample_conv_cpu(const UpsampleConv& op, float* pixels, const Parallel& parallel);
+
+void upsample_conv_cuda(const UpsampleConv& op, int device, void* stream);
+
+// The body of the CUDA kernel over the same grid, so that tests reach it.
+void upsample_conv_plain_cpu(const UpsampleConv& op, const Parallel& parallel);
+
+// --- the CPU sweep, once per instruction set (upsample_conv_simd.cpp) ---
+
+// Output channels of one block: those that a panel and a scratch belong to.
+TFX_DECLARE_SIMD(int64_t upsample_block_channels())
+// Floats of a panel: the weights of one block, [tap, in_channels, block channels].
+TFX_DECLARE_SIMD(int64_t upsample_panel_size(const UpsampleConv& op))
+TFX_DECLARE_SIMD(int64_t upsample_scratch_size(const UpsampleConv& op))
+// Copies row `row` of the b-th x to float32 pixels.
+TFX_DECLARE_SIMD(void upsample_pack_pixels(const UpsampleConv& op, int64_t b,
+                                           int64_t row, float* pixels))
+TFX_DECLARE_SIMD(void upsample_pack_weights(const UpsampleConv& op, int64_t block,
+                                            float* panel))
+// Writes the output rows 2i − 1 and 2i, first ≤ i < last ≤ height + 1, that exist, of
+// one block of channels. `panel` and `scratch` are aligned to 64 bytes.
+TFX_DECLARE_SIMD(void upsample_rows(const UpsampleConv& op, const float* pixels,
+                                    const float* panel, int64_t b, int64_t block,
+                                    int64_t first, int64_t last, float* scratch))
+
+}  // namespace tokenflow
