@@ -7,6 +7,8 @@ needs it: then transformers is told that there is none.
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def _hide_broken_torchvision() -> None:
@@ -20,7 +22,32 @@ def _hide_broken_torchvision() -> None:
 
 _hide_broken_torchvision()
 
-from transformers import PreTrainedConfig, PreTrainedModel  # noqa: E402
-from transformers.utils import ModelOutput  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput, logging  # noqa: E402
 
-__all__ = ["ModelOutput", "PreTrainedConfig", "PreTrainedModel"]
+__all__ = ["ModelOutput", "PreTrainedConfig", "PreTrainedModel", "quiet", "register"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars and reports about files of milliseconds."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def register(config: type[PreTrainedConfig], model: type[PreTrainedModel]) -> None:
+    """Let AutoConfig and AutoModel find a model of ours by its model_type."""
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)

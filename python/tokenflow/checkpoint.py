@@ -11,9 +11,9 @@ import argparse
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from os import PathLike, fspath, replace
+from os import PathLike, fspath, replace, sep
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from tokenflow.tokenizer.transformer import (
 )
 
 CONTAINERS = ("ema", "model", "state_dict")  # the first present holds the weights
+SHIPPED = Path(__file__).resolve().parent / "weights"  # models inside the package
 SHOWN = 5  # differing names in a message
 
 Names = tuple[tuple[str, str], ...]  # (upstream's, ours)
@@ -261,17 +262,14 @@ def fill(
     missing = [upstream_name(key, kind) for key in expected if key not in state]
     unexpected = [upstream_name(key, kind) for key in state if key not in expected]
     check_complete(source, missing, unexpected)
-    wrong = [
-        f"{upstream_name(key, kind)} {list(state[key].shape)} where "
-        f"{list(expected[key].shape)} is expected"
-        for key in expected
-        if state[key].shape != expected[key].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{fspath(source)}: {len(wrong)} weights have another shape than this "
-            f"model's: {'; '.join(wrong[:SHOWN])}"
-        )
+    check_shapes(
+        source,
+        [
+            (upstream_name(key, kind), state[key].shape, expected[key].shape)
+            for key in expected
+            if state[key].shape != expected[key].shape
+        ],
+    )
     state = {key: value.to(expected[key].dtype) for key, value in state.items()}
     model.load_state_dict(state, assign=True)
 
@@ -303,6 +301,41 @@ def check_complete(
     if unexpected:
         parts.append(f"{len(unexpected)} are not this model's: {unexpected[:SHOWN]}")
     raise ValueError(f"{fspath(source)}: {'; '.join(parts)}")
+
+
+def check_shapes(
+    source: str | PathLike, differing: Iterable[tuple[str, Sequence, Sequence]]
+) -> None:
+    """Raise ValueError with the first of (name, shape found, shape expected)."""
+    wrong = [
+        f"{name} is {list(found)} where {list(expected)} is expected"
+        for name, found, expected in sorted(differing)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{fspath(source)}: {len(wrong)} weights have another shape than this "
+            f"model's: {'; '.join(wrong[:SHOWN])}"
+        )
+
+
+def local_folder(name: str | PathLike) -> Path | None:
+    """Return the folder of a shipped name or a path, None for the id of a hub.
+
+    Raises:
+        OSError: It is none of the three.
+    """
+    plain = isinstance(name, str) and "/" not in name and sep not in name
+    if plain and (SHIPPED / name / "config.json").is_file():
+        return SHIPPED / name
+    if Path(name).is_dir():
+        return Path(name)
+    if isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~":
+        return None
+    shipped = [path.parent.name for path in sorted(SHIPPED.glob("*/config.json"))]
+    raise OSError(
+        f"from_pretrained: there must be a model; {fspath(name)!r} is no folder, "
+        f"none of those shipped ({shipped}) and no id of a hub (owner/name)"
+    )
 
 
 @contextmanager

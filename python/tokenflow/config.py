@@ -3,8 +3,9 @@
 Each network is described by the keyword arguments of its class, so a preset reads
 like the table it comes from, and building a model is passing them on. `kind` picks the
 semantic encoder once, when the model is built.
-Source: TokenFlow, arXiv:2412.03069, tables 2 and 11, corrected where the published
-code and weights differ (docs/numerics.md lists where).
+Source: TokenFlow, arXiv:2412.03069, tables 2 and 11; where the published code and
+weights differ from them (CLIP B/16 instead of B/14, nine scales at 256 pixels instead
+of ten), the code, because its weights are to be loaded.
 """
 
 import copy

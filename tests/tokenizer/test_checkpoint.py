@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from golden_weights import hash_weight
+
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer, checkpoint
 
 TINY = {

@@ -7,7 +7,9 @@ finds its place.
 import pytest
 import torch
 from golden_weights import case_weights, hash_image, hash_weight
+
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer, checkpoint
+from tokenflow.tokenizer.quantizer import Quantizer
 
 SURE = 1e-5  # a recorded margin below this may fall either way in float32
 
@@ -85,6 +87,46 @@ def loaded(config, weights):
         tokenizer = TokenFlowTokenizer(config)
     checkpoint.fill(tokenizer, weights, config.semantic_encoder["kind"], "a recording")
     return tokenizer.eval()
+
+
+MSVQ = ("msvq_tiny_b1", "msvq_tiny_b2", "msvq_b224", "msvq_l256", "msvq_xl_small_dims")
+
+
+@pytest.mark.parametrize("name", MSVQ)
+@torch.no_grad()
+def test_the_quantizer_is_the_recorded_one(golden, name):
+    case = golden(name)
+    semantic_dim, pixel_dim = case.meta["split"]
+    scales = case.meta["scales"]
+    config = TokenFlowConfig(
+        grid=scales[-1],
+        scales=scales,
+        codebook_size=case.meta["n_e"],
+        semantic_dim=semantic_dim,
+        pixel_dim=pixel_dim,
+        commitment_weight=case.meta["beta"],
+        scale_drop=0.0,
+    )
+    quantizer = Quantizer(config)
+    weights = case_weights(case)
+    names = {checkpoint.our_name(key, "clip"): key for key in weights}
+    for part, book in quantizer.named_parameters():
+        book.copy_(weights[names[f"quantizer.{part}"]])
+    features, recorded = case["in/features"], case["out/indices"].long()
+    assert case.meta["min_margin"] > SURE
+    indices, quantized = quantizer.eval().quantize(features)
+    assert torch.equal(indices, recorded)
+    close(quantized, case["out/final_quantize"])
+    grid = (scales[-1], scales[-1])
+    close(quantizer.lookup(recorded, size=grid), case["out/decode_code_quant"])
+    short = recorded[:, : -(scales[-1] ** 2)]
+    made = quantizer.lookup(short, size=grid)
+    close(made, case["out/decode_code_quant_without_last_scale"])
+    result = quantizer.train()(features)
+    assert torch.equal(result.indices, recorded)
+    losses = [result.vq_loss, result.commitment_loss, result.entropy_loss]
+    close(torch.stack(losses).double(), case["out/mean_losses_vq_commit_entropy"])
+    assert abs(result.usage.item() - case["out/usage"].item()) < 1e-6
 
 
 @pytest.fixture(params=CASES)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer, checkpoint
 from tokenflow.config import PRESETS
 

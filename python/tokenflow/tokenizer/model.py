@@ -12,24 +12,24 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tokenflow import checkpoint
-from tokenflow._transformers import ModelOutput, PreTrainedModel
+from tokenflow._transformers import ModelOutput, PreTrainedModel, quiet, register
 from tokenflow.config import TokenFlowConfig
 from tokenflow.tokenizer import pixel, processing, semantic
 from tokenflow.tokenizer.quantizer import Quantizer
 from tokenflow.tokenizer.scales import Scales, as_pairs, for_grid, prefix
 
 STRATEGIES = ("last", "all", "residual", "semantic")
-SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 Size = int | tuple[int, int]
 Schedule = Sequence[int | Sequence[int]]
@@ -408,18 +408,23 @@ class TokenFlowTokenizer(PreTrainedModel):
                 first differing names are in the message.
             OSError: There is no such model.
         """
-        shipped = SHIPPED / name if isinstance(name, str) and "/" not in name else None
-        if shipped is not None and (shipped / "config.json").is_file():
-            name = shipped
+        folder = checkpoint.local_folder(name)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         want_report = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(
-            name, *args, output_loading_info=True, **kwargs
-        )
+        kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
+        with nullcontext() if folder is None else quiet():  # a download shows its bar
+            try:
+                model, report = super().from_pretrained(folder or name, *args, **kwargs)
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{folder or name}: the weights must be whole safetensors; they "
+                    f"are truncated or damaged ({error})"
+                ) from None
         checkpoint.check_complete(
             name, report["missing_keys"], report["unexpected_keys"]
         )
+        checkpoint.check_shapes(name, report["mismatched_keys"])
         return (model, report) if want_report else model
 
     @classmethod
@@ -466,7 +471,7 @@ class TokenFlowTokenizer(PreTrainedModel):
                 key: value if key.startswith("quantizer.") else value.to(dtype)
                 for key, value in state.items()
             }
-        with checkpoint.replacing(save_directory) as folder:
+        with checkpoint.replacing(save_directory) as folder, quiet():
             super().save_pretrained(folder, *args, state_dict=state, **kwargs)
 
 
@@ -475,3 +480,6 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+
+
+register(TokenFlowConfig, TokenFlowTokenizer)
