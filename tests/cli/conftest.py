@@ -1,0 +1,109 @@
+"""Commands as a user gives them, in this process for speed or in one of theirs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tokenflow import TokenFlowConfig, TokenFlowTokenizer
+from tokenflow.cli import main
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def small_config(**changes):
+    small = {
+        "codebook_size": 256,
+        "semantic_encoder": {"width": 32, "layers": 1},
+        "semantic_decoder": {"width": 32},
+        "semantic_target": 20,
+        "pixel_encoder": {"multipliers": [1, 1, 1, 1]},
+        "pixel_decoder": {"multipliers": [1, 1, 1, 1]},
+        "pixel_latent": 32,
+    }
+    return TokenFlowConfig.preset("mini", **{**small, **changes})
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    torch.manual_seed(0)
+    return TokenFlowTokenizer(small_config()).eval()
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer, tmp_path_factory):
+    """Folder of a small tokenizer with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("models") / "other"
+    TokenFlowTokenizer(small_config()).save_pretrained(folder)
+    return str(folder)
+
+
+def picture(seed=0, size=(80, 60)):
+    width, height = size
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows * (seed + c + 1) / 9) + np.cos(columns / 7) for c in range(3)]
+    return Image.fromarray((63 * np.stack(waves, axis=-1) + 127).astype(np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """photos/ with three pictures at two depths, in a folder that is made current."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    (folder / "deep" / "deeper").mkdir(parents=True)
+    picture(1).save(folder / "one.png")
+    picture(2, (50, 90)).save(folder / "two.JPG")
+    picture(3).save(folder / "deep" / "deeper" / "one.png")
+    (folder / "notes.txt").write_text("no picture, and not asked for")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """run("info", "--json") calls the entry point and returns (code, out, err)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["tokenflow", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return Result(stopped.value.code or 0, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """The same in a process of its own, through the installed script."""
+
+    def call(*words, **environment):
+        script = Path(sys.executable).with_name("tokenflow")
+        done = subprocess.run(
+            [script, *map(str, words)],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
