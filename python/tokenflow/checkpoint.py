@@ -11,6 +11,7 @@ import argparse
 import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath, replace, sep
@@ -156,7 +157,12 @@ def read_upstream(source: str | PathLike) -> dict[str, Tensor]:
         raise FileNotFoundError(f"convert: there is no file {path}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipfile.is_zipfile(path),  # optimizer states stay on the disk
+            )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"convert: {path} must hold tensors and plain values only, and be whole; "

@@ -143,7 +143,7 @@ class TokenFlowConfig(PreTrainedConfig):
 
     image_size: int = 64
     grid: int = 8
-    scales: list | tuple = (1, 2, 3, 4, 6, 8)
+    scales: list | tuple = (1, 2, 3, 4, 6, 8)  # a list once built
     semantic_encoder: dict | None = None
     semantic_decoder: dict | None = None
     semantic_target: int = 96
@@ -165,6 +165,8 @@ class TokenFlowConfig(PreTrainedConfig):
             if getattr(self, part) is None:
                 setattr(self, part, copy.deepcopy(_PRESETS["mini"][part]))
         _check(self)
+        # as JSON has them, so that a config equals what its file gives back
+        self.scales = [s if isinstance(s, int) else list(s) for s in self.scales]
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -85,6 +85,14 @@ def test_a_preset_survives_its_file(name, tmp_path):
     assert TokenFlowConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
+def test_scales_of_pairs_survive_their_file(tmp_path):
+    config = TokenFlowConfig(scales=((1, 2), 4, (8, 8)))
+    config.save_pretrained(tmp_path)
+    assert TokenFlowConfig.from_pretrained(tmp_path).scales == [[1, 2], 4, [8, 8]]
+    assert config.scales == [[1, 2], 4, [8, 8]]
+    assert config.num_tokens == 2 + 16 + 64
+
+
 def test_changes_are_merged_into_a_part():
     config = TokenFlowConfig.preset("mini", pixel_encoder={"width": 64}, grid=16)
     plain = TokenFlowConfig.preset("mini")

@@ -7,8 +7,6 @@ what a language model reads (and what training holds against a teacher).
 Source: TokenFlow, arXiv:2412.03069, section 3.
 """
 
-import hashlib
-import json
 import os
 import random
 from collections.abc import Sequence
@@ -27,7 +25,7 @@ from tokenflow._transformers import ModelOutput, PreTrainedModel, quiet, registe
 from tokenflow.config import TokenFlowConfig
 from tokenflow.tokenizer import pixel, processing, semantic
 from tokenflow.tokenizer.quantizer import Quantizer
-from tokenflow.tokenizer.scales import Scales, as_pairs, for_grid, prefix
+from tokenflow.tokenizer.scales import Scales, as_pairs, for_grid, prefix, token_counts
 
 STRATEGIES = ("last", "all", "residual", "semantic")
 
@@ -114,12 +112,12 @@ class TokenFlowTokenizer(PreTrainedModel):
             ValueError: H and W are no whole number of grid cells.
         """
         height, width = self.grid(*images.shape[-2:])
-        images = images.to(self.quant_conv.weight.dtype)
-        tokens = self.semantic_head(self.semantic_encoder(images))
+        dtype = self.quant_conv.weight.dtype
+        tokens = self.semantic_head(self.semantic_encoder(images.to(dtype)))
         meaning = tokens.transpose(1, 2).unflatten(2, (height, width))
         factor = self.config.pixel_factor
         images = _resize(images, (factor * height, factor * width))
-        look = self.quant_conv(self.pixel_encoder(images))
+        look = self.quant_conv(self.pixel_encoder(images.to(dtype)))
         return torch.cat([meaning, look], dim=1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -193,6 +191,7 @@ class TokenFlowTokenizer(PreTrainedModel):
 
         Raises:
             TypeError: indices are no integers.
+            IndexError: There is no such entry.
             ValueError: L ends inside a scale.
         """
         indices, pairs, grid = self._read(indices, scales, grid)
@@ -210,6 +209,12 @@ class TokenFlowTokenizer(PreTrainedModel):
         if indices.ndim != 2:
             raise ValueError(
                 f"decode: indices must be [B, L] or [L], got {list(indices.shape)}"
+            )
+        entries = self.config.codebook_size
+        if indices.numel() and not -1 <= indices.min() <= indices.max() < entries:
+            raise IndexError(
+                f"decode: indices must be in [0, {entries}), or -1 for nothing, got "
+                f"{int(indices.min())} to {int(indices.max())}"
             )
         grid = grid or (self.config.grid, self.config.grid)
         pairs = prefix(self.schedule(grid, schedule), indices.shape[1])
@@ -255,6 +260,7 @@ class TokenFlowTokenizer(PreTrainedModel):
 
         Raises:
             TypeError: indices are no integers.
+            IndexError: There is no such entry.
             ValueError: indices end inside a scale, or `output` is unknown.
         """
         if output not in ("pil", "pt"):
@@ -332,13 +338,11 @@ class TokenFlowTokenizer(PreTrainedModel):
 
     def _sums(self, encoded: Encoded) -> Tensor:
         """Return for each scale the sum up to it at that scale's grid, end to end."""
-        parts, end = [], 0
-        for count, (height, width) in enumerate(encoded.scales, start=1):
-            end += height * width
-            total = self.quantizer.lookup(
-                encoded.indices[:, :end], encoded.scales[:count], encoded.grid
-            )
-            pooled = F.adaptive_avg_pool2d(total, (height, width))
+        parts, total = [], torch.zeros_like(encoded.quantized)
+        pieces = encoded.indices.split(token_counts(encoded.scales), dim=1)
+        for scale, piece in zip(encoded.scales, pieces, strict=True):
+            total = total + self.quantizer.lookup(piece, (scale,), encoded.grid)
+            pooled = F.adaptive_avg_pool2d(total, scale)
             parts.append(pooled.flatten(2).transpose(1, 2))
         return torch.cat(parts, dim=1)
 
@@ -385,14 +389,7 @@ class TokenFlowTokenizer(PreTrainedModel):
         The SHA-256 of both books in float32 and of the settings that say how they are
         compared; the networks do not enter, so a retrained decoder keeps it.
         """
-        digest = hashlib.sha256()
-        names = ("codebook_size", "semantic_dim", "pixel_dim")
-        names += ("pixel_weight", "normalize")
-        settings = {name: getattr(self.config, name) for name in names}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        for book in self.quantizer.books():
-            digest.update(book.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self.quantizer.fingerprint()
 
     @classmethod
     def from_pretrained(
@@ -479,7 +476,9 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bicubic to (height, width), as published; nothing where it fits already."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
-    return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+    wide = images.float()
+    resized = F.interpolate(wide, size=size, mode="bicubic", align_corners=False)
+    return resized.to(images.dtype)
 
 
 register(TokenFlowConfig, TokenFlowTokenizer)

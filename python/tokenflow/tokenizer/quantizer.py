@@ -6,6 +6,8 @@ of any dtype are read as float32.
 Source: TokenFlow, arXiv:2412.03069, section 3.
 """
 
+import hashlib
+import json
 import random
 from collections.abc import Callable
 
@@ -37,6 +39,12 @@ class Quantizer(PyramidQuantizer):
         )
         self.scale_drop = config.scale_drop
 
+    def quantize(
+        self, features: Tensor, scales: Scales | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (indices, quantized) of features in any floating dtype."""
+        return super().quantize(features.float(), scales)
+
     def forward(
         self,
         features: Tensor,
@@ -58,7 +66,21 @@ class Quantizer(PyramidQuantizer):
         if self.training and draw.random() < self.scale_drop:
             pairs = drop_one(pairs, draw)
         with torch.autocast(features.device.type, enabled=False):
-            return super().forward(features, pairs)
+            return super().forward(features.float(), pairs)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits of SHA-256 over both books and their comparison."""
+        settings = {
+            "codebook_size": self.num_codes,
+            "semantic_dim": self.semantic_width,
+            "pixel_dim": self.pixel_width,
+            "pixel_weight": float(self.pixel_weight),
+            "normalize": self.normalize,
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for book in self.books():
+            digest.update(book.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
