@@ -38,7 +38,8 @@ def define(
     """Define an op and return its callable.
 
     Args:
-        schema: `name(Tensor x, ...) -> Tensor`, without the namespace.
+        schema: `name(Tensor x, ...) -> Tensor`, without the namespace. What an op
+            writes into is named by keyword: `*, Tensor(a!) out) -> ()`.
         fallback: Plain torch implementation, the same results as the kernels.
         fake: Shapes and dtypes of the results, for tracing.
         tags: Torch tags of the op.
@@ -54,7 +55,25 @@ def define(
 
     _library.impl(name, warned, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    if op._schema.is_mutable:
+        _library.impl(name, _bump_versions(op), "ADInplaceOrView", with_keyset=True)
+    return op
+
+
+def _bump_versions(op: Any) -> Callable[..., Any]:
+    """Let autograd see what an op writes into, as torch's own in-place ops do."""
+    written = [a.name for a in op._schema.arguments if a.is_write]
+
+    def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        for name in written:
+            torch.autograd.graph.increment_version(kwargs[name])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op.redispatch(
+                keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs
+            )
+
+    return kernel
 
 
 def float64_on_cpu(fallback: Callable[..., Any]) -> Callable[..., Any]:

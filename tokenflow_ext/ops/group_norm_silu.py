@@ -115,10 +115,9 @@ def _check_arguments(
 def _fallback(
     x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
 ) -> Tensor:
-    y = F.group_norm(x.float(), num_groups, weight.float(), bias.float(), eps)
-    return F.silu(y, inplace=True).to(
-        x.dtype, memory_format=_layout.memory_format(x), copy=False
-    )
+    y = torch.group_norm(x.float(), num_groups, weight.float(), bias.float(), eps)
+    y = F.silu(y, inplace=True).to(x.dtype)
+    return y.contiguous(memory_format=_layout.memory_format(x))
 
 
 def _fallback_out(
@@ -151,6 +150,14 @@ _group_norm_silu_out = _library.define(
     " float eps, *, Tensor(a!) out) -> ()",
     fallback=_fallback_out,
     fake=_fake_out,
+)
+
+# The bodies of the CUDA kernels, which tests run on the CPU over the same grid.
+_library.define(
+    "group_norm_silu_plain(Tensor x, Tensor weight, Tensor bias, SymInt num_groups,"
+    " float eps) -> Tensor",
+    fallback=_fallback,
+    fake=_fake,
 )
 
 

@@ -1,0 +1,46 @@
+// Raw-pointer contract of group_norm_silu, shared by CPU and CUDA. Meaning: the
+// reference in tokenflow_ext/ops/group_norm_silu.py.
+#pragma once
+
+#include <cstdint>
+
+#include "common/floats.h"
+#include "common/isa.h"
+#include "common/parallel.h"
+
+namespace tokenflow {
+
+struct GroupNormSilu {
+  int64_t batch, channels, area, groups;
+  double eps;
+  Element element;     // of x and y
+  bool channels_last;  // x and y: [batch, area, channels], else [batch, channels, area]
+  const void* x;
+  const float* weight;  // [channels]
+  const float* bias;    // [channels]
+  void* y;              // may be x
+};
+
+void group_norm_silu_cpu(const GroupNormSilu& op, const Parallel& parallel);
+
+// Bytes of device memory that the CUDA kernels need beside their arguments.
+int64_t group_norm_silu_workspace(const GroupNormSilu& op);
+void group_norm_silu_cuda(const GroupNormSilu& op, void* workspace, int device,
+                          void* stream);
+
+// The bodies of the CUDA kernels over the same grid, so that tests reach them.
+void group_norm_silu_plain_cpu(const GroupNormSilu& op, void* workspace,
+                               const Parallel& parallel);
+
+// --- the CPU loops, once per instruction set (group_norm_silu_simd.cpp) ---
+
+// Contiguous: the whole work for group `item` = b · groups + g.
+TFX_DECLARE_SIMD(void norm_group(const GroupNormSilu& op, int64_t item))
+// channels_last: Σ x and Σ x² of positions [first, last) into sums[2][channels].
+TFX_DECLARE_SIMD(void norm_sums(const GroupNormSilu& op, int64_t b, int64_t first,
+                                int64_t last, double* sums))
+// channels_last: applies affine[3][channels] (centers, scales, shifts) and SiLU.
+TFX_DECLARE_SIMD(void norm_apply(const GroupNormSilu& op, int64_t b, int64_t first,
+                                 int64_t last, const float* affine))
+
+}  // namespace tokenflow
