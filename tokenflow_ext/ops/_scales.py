@@ -11,21 +11,23 @@ from collections.abc import Sequence
 Pairs = list[tuple[int, int]]
 
 
-def as_pairs(op: str, scales: Sequence[int | Sequence[int]]) -> Pairs:
+def as_pairs(
+    op: str, scales: Sequence[int | Sequence[int]], name: str = "scales"
+) -> Pairs:
     """Read side lengths or (height, width) pairs; every side must be at least 1."""
     pairs: Pairs = []
     for scale in scales:
         sides = (scale, scale) if isinstance(scale, int) else tuple(scale)
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise ValueError(
-                f"{op}: scales must be side lengths or (height, width) pairs, "
+                f"{op}: {name} must be side lengths or (height, width) pairs, "
                 f"got {scale!r} among them"
             )
         if min(sides) < 1:
-            raise ValueError(f"{op}: scales must be at least 1, got {scale!r}")
+            raise ValueError(f"{op}: {name} must be at least 1, got {scale!r}")
         pairs.append((sides[0], sides[1]))
     if not pairs:
-        raise ValueError(f"{op}: scales must name at least one scale, got none")
+        raise ValueError(f"{op}: {name} must name at least one scale, got none")
     return pairs
 
 

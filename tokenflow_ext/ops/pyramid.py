@@ -156,7 +156,7 @@ def pyramid_lookup(
     if indices.dim() != 2:
         raise ValueError(f"{op}: indices must be [B, L], got {list(indices.shape)}")
     pairs = _scales.as_pairs(op, scales)
-    height, width = pairs[-1] if size is None else _scales.as_pairs(op, [size])[0]
+    height, width = pairs[-1] if size is None else _grid(op, size)
     pairs = _scales.prefix(op, pairs, indices.shape[1])
     if torch.float64 in (semantic_book.dtype, pixel_book.dtype):
         return reference_lookup(
@@ -175,6 +175,10 @@ def pyramid_lookup(
         _scales.flat(pairs),
         normalize,
     )
+
+
+def _grid(op: str, size: int | Sequence[int]) -> tuple[int, int]:
+    return _scales.as_pairs(op, [size], "size")[0]
 
 
 def reference_quantize(
@@ -220,7 +224,7 @@ def reference_lookup(
 ) -> Tensor:
     """`pyramid_lookup` as docs/numerics.md defines it."""
     pairs = _scales.as_pairs("pyramid_lookup", scales)
-    height, width = pairs[-1] if size is None else _scales.as_pairs("", [size])[0]
+    height, width = pairs[-1] if size is None else _grid("pyramid_lookup", size)
     pairs = _scales.prefix("pyramid_lookup", pairs, indices.shape[1])
     rows = _lookup.reference(indices, semantic_book, pixel_book, normalize=normalize)
     return _sum_of_scales(rows, pairs, *weights(rows, pairs, height, width))
