@@ -103,6 +103,8 @@ def test_prefixes_of_whole_scales_are_decoded(tokenizer, images):
         short = [side for side, _ in SCALES[:count]]
         given = tokenizer.decode(indices[:, :length], scales=short, output="pt")
         assert torch.equal(by_prefix, given)
+    stored = tokenizer.decode(indices.cpu().to(torch.uint16), output="pt")
+    assert torch.equal(stored, tokenizer.decode(indices, output="pt"))
     single = tokenizer.decode(indices[0].tolist(), output="pt")
     assert torch.equal(single, tokenizer.decode(indices[:1], output="pt"))
 

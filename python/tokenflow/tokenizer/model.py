@@ -210,6 +210,7 @@ class TokenFlowTokenizer(PreTrainedModel):
             raise ValueError(
                 f"decode: indices must be [B, L] or [L], got {list(indices.shape)}"
             )
+        indices = indices.to(self.device, torch.int64)
         entries = self.config.codebook_size
         if indices.numel() and not -1 <= indices.min() <= indices.max() < entries:
             raise IndexError(
@@ -218,7 +219,7 @@ class TokenFlowTokenizer(PreTrainedModel):
             )
         grid = grid or (self.config.grid, self.config.grid)
         pairs = prefix(self.schedule(grid, schedule), indices.shape[1])
-        return indices.to(self.device, torch.int64), pairs, grid
+        return indices, pairs, grid
 
     def decode_pixels(self, quantized: Tensor) -> Tensor:
         """Redraw: [B, Ds + Dp, h, w] → [B, 3, H, W] about [-1, 1], not clamped."""
