@@ -6,8 +6,9 @@
 device (docs/numerics.md).
 """
 
-from . import nn, reference
+from . import interop, nn, reference
 from ._info import info  # loads the compiled kernels, which register themselves
+from .interop import accelerate_vq, fuse_decoder
 from .ops.code_histogram import code_histogram
 from .ops.group_norm_silu import group_norm_silu
 from .ops.lookup import lookup
@@ -21,9 +22,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Prepared",
+    "accelerate_vq",
     "code_histogram",
+    "fuse_decoder",
     "group_norm_silu",
     "info",
+    "interop",
     "lookup",
     "nearest",
     "nn",
