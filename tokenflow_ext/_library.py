@@ -34,6 +34,7 @@ def define(
     fallback: Callable[..., Any],
     fake: Callable[..., Any],
     tags: tuple[torch.Tag, ...] = (),
+    has_kernels: bool = True,
 ) -> Any:
     """Define an op and return its callable.
 
@@ -43,13 +44,14 @@ def define(
         fallback: Plain torch implementation, the same results as the kernels.
         fake: Shapes and dtypes of the results, for tracing.
         tags: Torch tags of the op.
+        has_kernels: Whether a CUDA tensor on the fallback is worth a warning.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
 
     @functools.wraps(fallback)
     def warned(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(a, torch.Tensor) and a.is_cuda for a in args):
+        if has_kernels and any(isinstance(a, torch.Tensor) and a.is_cuda for a in args):
             _warn_once(name)
         return fallback(*args, **kwargs)
 

@@ -191,6 +191,21 @@ def test_gradcheck_in_float64(normalize, device):
     )
 
 
+def test_a_second_gradient_is_refused_and_exists_in_float64(device):
+    books = make_books(5, 4, 3, 27, device=device)
+    indices = torch.tensor([0, 3, 3], device=device)
+
+    def second(books):
+        books = [book.requires_grad_() for book in books]
+        rows = tfx.lookup(indices, *books)
+        first = torch.autograd.grad(rows.pow(3).sum(), books[0], create_graph=True)[0]
+        return torch.autograd.grad(first.sum(), books[0])[0]
+
+    with pytest.raises(NotImplementedError, match="lookup: the gradient has no gradie"):
+        second(books)
+    assert second([book.detach().double() for book in books]).isfinite().all()
+
+
 # --- torch ---
 
 

@@ -140,4 +140,5 @@ _pyramid_weights = _library.define(
     " -> (Tensor, Tensor)",
     fallback=_weights_fallback,
     fake=_weights_fake,
+    has_kernels=False,  # a small table, made once per schedule and grid
 )

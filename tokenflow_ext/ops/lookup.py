@@ -42,6 +42,7 @@ def lookup(
         [..., Ds + Dp] float32; float64 where a book is. Differentiable in the books:
         the gradient has the dtype of the book; the order of its additions is fixed on
         the CPU, and not on CUDA, where it is summed in float64 by atomic additions.
+        Once only: a gradient of that gradient needs float64 books.
 
     Raises:
         TypeError: A dtype is unsupported.
@@ -162,6 +163,20 @@ _lookup_backward = _library.define(
     fallback=_backward_fallback,
     fake=_backward_fake,
 )
+
+
+def _no_second_gradient(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "lookup: the gradient has no gradient of its own; with float64 books, which "
+        "the reference reads, it has"
+    )
+
+
+def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+_library.autograd(_lookup_backward, _no_second_gradient, _nothing_saved)
 
 
 def grad_of_books(
