@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tokenflow_ext.nn import GroupNormSiLU, UpsampleConv
 from torch import Tensor, nn
 
-GROUPS = 32  # of every GroupNorm here, hence the smallest width
+GROUPS = 32  # of every GroupNorm, as published
 EPS = 1e-6
 
 
@@ -25,11 +25,13 @@ class ResidualBlock(nn.Module):
     The shortcut is a 1×1 convolution where the widths differ, else the input.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int = GROUPS
+    ) -> None:
         super().__init__()
-        self.norm1 = GroupNormSiLU(in_channels, num_groups=GROUPS, eps=EPS)
+        self.norm1 = GroupNormSiLU(in_channels, num_groups=groups, eps=EPS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNormSiLU(out_channels, num_groups=GROUPS, eps=EPS)
+        self.norm2 = GroupNormSiLU(out_channels, num_groups=groups, eps=EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = (
             nn.Identity()
@@ -50,9 +52,9 @@ class AttentionBlock(nn.Module):
     The norm in front has no SiLU. Scores are scaled by c^-0.5.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=EPS)
+        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -95,12 +97,16 @@ class Level(nn.Module):
         *,
         attention: bool,
         resize: nn.Module,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.res = nn.ModuleList(map(ResidualBlock, widths[:-1], widths[1:]))
+        self.res = nn.ModuleList(
+            ResidualBlock(source, target, groups)
+            for source, target in zip(widths, widths[1:], strict=False)
+        )
         self.attn = nn.ModuleList(
-            AttentionBlock(out_channels) if attention else nn.Identity()
+            AttentionBlock(out_channels, groups) if attention else nn.Identity()
             for _ in range(blocks)
         )
         self.resize = resize
@@ -112,25 +118,27 @@ class Level(nn.Module):
         return self.resize(x)
 
 
-def _middle(channels: int) -> nn.Sequential:
+def _middle(channels: int, groups: int) -> nn.Sequential:
     return nn.Sequential(
-        ResidualBlock(channels, channels),
-        AttentionBlock(channels),
-        ResidualBlock(channels, channels),
+        ResidualBlock(channels, channels, groups),
+        AttentionBlock(channels, groups),
+        ResidualBlock(channels, channels, groups),
     )
 
 
 def _check_plan(
-    owner: str, width: int, multipliers: Sequence[int], blocks: int
+    owner: str, width: int, multipliers: Sequence[int], blocks: int, groups: int
 ) -> None:
     if not multipliers or any(m < 1 for m in multipliers):
         raise ValueError(
             f"{owner}: multipliers must be one or more numbers ≥ 1, "
             f"got {tuple(multipliers)}"
         )
-    if any(width * m % GROUPS for m in multipliers):
+    if groups < 1:
+        raise ValueError(f"{owner}: groups must be ≥ 1, got {groups}")
+    if any(width * m % groups for m in multipliers):
         raise ValueError(
-            f"{owner}: width · multiplier must be a multiple of {GROUPS}, "
+            f"{owner}: width · multiplier must be a multiple of {groups}, "
             f"got width {width} with multipliers {tuple(multipliers)}"
         )
     if blocks < 1:
@@ -145,11 +153,13 @@ class PixelEncoder(nn.Module):
     Source: arXiv:2412.03069, pixel encoder.
 
     Args:
-        width: Channels of the first convolution; a multiple of 32.
+        width: Channels of the first convolution; a multiple of `groups`.
         multipliers: Width of each level, in units of `width`, large maps first.
         blocks: Residual blocks per level.
         latent: Channels of the result.
         in_channels: Channels of the picture.
+        groups: Of every norm. A group of a single channel forgets that channel's
+            mean, and with it colour: leave at least two channels in each.
 
     Raises:
         ValueError: Widths or counts cannot be built (here), or the picture does
@@ -163,9 +173,10 @@ class PixelEncoder(nn.Module):
         blocks: int = 2,
         latent: int = 256,
         in_channels: int = 3,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
-        _check_plan("PixelEncoder", width, multipliers, blocks)
+        _check_plan("PixelEncoder", width, multipliers, blocks, groups)
         self.factor = 2 ** (len(multipliers) - 1)
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
         widths = [width] + [width * m for m in multipliers]
@@ -173,10 +184,19 @@ class PixelEncoder(nn.Module):
         for i, (source, target) in enumerate(zip(widths, widths[1:], strict=False), 1):
             last = i == len(multipliers)
             resize = nn.Identity() if last else Downsample(target)
-            levels.append(Level(source, target, blocks, attention=last, resize=resize))
+            levels.append(
+                Level(
+                    source,
+                    target,
+                    blocks,
+                    attention=last,
+                    resize=resize,
+                    groups=groups,
+                )
+            )
         self.conv_blocks = nn.ModuleList(levels)
-        self.mid = _middle(widths[-1])
-        self.norm_out = GroupNormSiLU(widths[-1], num_groups=GROUPS, eps=EPS)
+        self.mid = _middle(widths[-1], groups)
+        self.norm_out = GroupNormSiLU(widths[-1], num_groups=groups, eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], latent, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -213,6 +233,7 @@ class PixelDecoder(nn.Module):
         blocks: As given to the encoder; a level here has blocks + 1.
         latent: Channels of the latent map.
         out_channels: Channels of the picture.
+        groups: Of every norm, see `PixelEncoder`.
 
     Raises:
         ValueError: Widths or counts cannot be built (here), or the map does not
@@ -226,23 +247,31 @@ class PixelDecoder(nn.Module):
         blocks: int = 2,
         latent: int = 256,
         out_channels: int = 3,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
-        _check_plan("PixelDecoder", width, multipliers, blocks)
+        _check_plan("PixelDecoder", width, multipliers, blocks, groups)
         self.factor = 2 ** (len(multipliers) - 1)
         widths = [width * m for m in reversed(multipliers)]
         self.conv_in = nn.Conv2d(latent, widths[0], 3, padding=1)
-        self.mid = _middle(widths[0])
+        self.mid = _middle(widths[0], groups)
         levels = []
         for i, target in enumerate(widths):
             source = widths[max(i - 1, 0)]
             last = i == len(widths) - 1
             resize = nn.Identity() if last else UpsampleConv(target)
             levels.append(
-                Level(source, target, blocks + 1, attention=i == 0, resize=resize)
+                Level(
+                    source,
+                    target,
+                    blocks + 1,
+                    attention=i == 0,
+                    resize=resize,
+                    groups=groups,
+                )
             )
         self.conv_blocks = nn.ModuleList(levels)
-        self.norm_out = GroupNormSiLU(widths[-1], num_groups=GROUPS, eps=EPS)
+        self.norm_out = GroupNormSiLU(widths[-1], num_groups=groups, eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
