@@ -2,8 +2,8 @@
 group_norm_silu, CPU loops. Compiled once per instruction set; meaning:
 group_norm_silu.h.
 
-Algorithm  One pass adds x and x² in float64, one pass applies center, scale, shift and
-SiLU. A contiguous group is one run of memory and passes twice while it is in cache.
+Algorithm  One pass adds x and x² in float64, one pass applies the affine map and
+           SiLU. A contiguous group is one run of memory, passed twice in cache.
 Numerics   Squares of float32 are exact in float64. e⁻ᵛ is 2ⁿ times a polynomial of
            degree 6 on |r| ≤ ln 2 / 2, within 2⁻²² of the value; beyond ±87 it is held,
            where silu is v or below 1e-35.
