@@ -247,6 +247,42 @@ def test_entropy_is_the_same_in_any_chunks(scores_at_once, monkeypatch):
     )
 
 
+def test_a_training_step_compiles_into_one_graph():
+    module = make([1, 3, 6], entropy_ratio=0.1).train()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = features().requires_grad_()
+    results = []
+    for run in (module, compiled):
+        module.zero_grad()
+        out = run(x)
+        (out.vq_loss + out.entropy_loss + out.quantized.sum()).backward()
+        results.append((out, module.semantic_book.grad))
+    (eager, grad), (out, compiled_grad) = results
+    assert torch.equal(out.indices, eager.indices)
+    assert torch.equal(out.quantized, eager.quantized)
+    torch.testing.assert_close(compiled_grad, grad)
+
+
+def test_evaluation_can_be_exported():
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.quantizer = make([1, 3, 6]).eval()
+
+        def forward(self, x):
+            return self.quantizer.quantize(x)
+
+    encoder, x = Encoder(), features()
+    exported = torch.export.export(encoder, (x,)).module()
+    assert all(map(torch.equal, exported(x), encoder(x)))
+
+
+def test_the_tensors_of_a_result_are_found():
+    out = make([1, 3])(features())
+    leaves = torch.utils._pytree.tree_leaves(out)
+    assert [id(leaf) for leaf in leaves] == [id(v) for v in vars(out).values()]
+
+
 def test_a_training_step_can_be_captured_and_replayed(device):
     if device.type != "cuda":
         pytest.skip("graphs are captured on CUDA only")

@@ -58,6 +58,12 @@ class QuantizerOutput:
         return self.usages.mean()
 
 
+# Whoever looks for tensors in a result (FSDP, export, checkpointing) finds these.
+torch.export.register_dataclass(
+    QuantizerOutput, serialized_type_name="tokenflow_ext.nn.QuantizerOutput"
+)
+
+
 class SharedBooks(nn.Module):
     """The two books, kept ready to be searched, and how one scale of them is trained.
 
