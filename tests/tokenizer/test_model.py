@@ -378,6 +378,11 @@ def test_the_pixel_branch_may_work_at_another_size(device):
     assert tokenizer.decode(encoded, output="pt").shape == (1, 3, 42, 42)
 
 
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"8×8 from 64×64 pixels, it makes \(4, 4\)"):
+        build(semantic_encoder={"patch": 16})
+
+
 def test_wrong_arguments_are_told(tokenizer, images):
     encoded = tokenizer.encode(images)
     with pytest.raises(ValueError, match="output must be 'pil' or 'pt', got 'np'"):

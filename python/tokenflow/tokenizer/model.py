@@ -70,6 +70,9 @@ class TokenFlowTokenizer(PreTrainedModel):
 
     Args:
         config: All sizes; `TokenFlowConfig.preset` has the published ones.
+
+    Raises:
+        ValueError: The parts do not fit together.
     """
 
     config_class = TokenFlowConfig
@@ -83,7 +86,13 @@ class TokenFlowTokenizer(PreTrainedModel):
         kind = config.semantic_encoder["kind"]
         arguments = {k: v for k, v in config.semantic_encoder.items() if k != "kind"}
         self.semantic_encoder = semantic.SEMANTIC_ENCODERS[kind](**arguments)
-        width = self.semantic_encoder.width
+        width, side = self.semantic_encoder.width, config.image_size
+        if self.semantic_encoder.grid(side, side) != (config.grid, config.grid):
+            raise ValueError(
+                f"TokenFlowTokenizer: the semantic encoder must make a grid of "
+                f"{config.grid}×{config.grid} from {side}×{side} pixels, it makes "
+                f"{self.semantic_encoder.grid(side, side)}"
+            )
         self.semantic_head = semantic.TaskHead(width, config.semantic_dim)
         latent = config.pixel_latent
         self.pixel_encoder = pixel.PixelEncoder(latent=latent, **config.pixel_encoder)
