@@ -150,11 +150,12 @@ class PyramidQuantizer(SharedBooks):
         rest = readable(features)
         total = torch.zeros_like(rest)
         losses = []
-        parts = indices.split([height * width for height, width in pairs], dim=1)
-        for (height, width), part in zip(pairs, parts, strict=True):
+        tokens = [height * width for height, width in pairs]
+        parts = indices.split(tokens, dim=1)
+        looked_up = self.entries(indices).split(tokens, dim=1)  # one backward for all
+        for (height, width), part, entries in zip(pairs, parts, looked_up, strict=True):
             pooled = F.adaptive_avg_pool2d(rest, (height, width))
             rows = self._comparable(pooled.flatten(2).transpose(1, 2))
-            entries = self.entries(part)
             losses.append(torch.stack(self._losses(rows, entries, part)))
             cells = _with_value(rows, entries.detach()).transpose(1, 2)
             enlarged = _enlarge(cells.unflatten(2, (height, width)), grid)
