@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Given = TypeVar("Given", Tensor, Tensor | None)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -20,13 +24,10 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+def autocast(x: Given) -> Given:
     """Cast to the autocast dtype as a convolution does; float64 stays."""
-    first = next(t for t in tensors if t is not None)
-    kind = first.device.type
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    return [
-        t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors
-    ]
+    if x is None or x.dtype == torch.float64:
+        return x
+    if not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))

@@ -50,7 +50,11 @@ def upsample_conv(
     _checks.floating("upsample_conv", x=x, weight=weight, bias=bias, out=out)
     _check_shapes(x, weight, bias)
     _checks.same_device("upsample_conv", x=x, weight=weight, bias=bias, out=out)
-    x, weight, bias = _layout.autocast(x, weight, bias)
+    x, weight, bias = (
+        _layout.autocast(x),
+        _layout.autocast(weight),
+        _layout.autocast(bias),
+    )
     _checks.same_dtype("upsample_conv", x=x, weight=weight, bias=bias, out=out)
     if out is not None:
         size = (x.shape[0], weight.shape[0], 2 * x.shape[2], 2 * x.shape[3])
