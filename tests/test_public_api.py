@@ -30,8 +30,10 @@ OPS = {
     "group_norm_silu": "(x, weight, bias, *, num_groups=32, eps=1e-6, out=None)",
     "code_histogram": "(indices, num_codes)",
     "info": "()",
+    "accelerate_vq": "(model)",
+    "fuse_decoder": "(model)",
 }
-REFERENCES = OPS.keys() - {"prepare", "info"}
+REFERENCES = OPS.keys() - {"prepare", "info", "accelerate_vq", "fuse_decoder"}
 MODULES = ["DualCodebook", "PyramidQuantizer", "UpsampleConv", "GroupNormSiLU"]
 TOKENIZER = {
     "encode": "(self, images)",
