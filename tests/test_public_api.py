@@ -35,6 +35,10 @@ OPS = {
 }
 REFERENCES = OPS.keys() - {"prepare", "info", "accelerate_vq", "fuse_decoder"}
 MODULES = ["DualCodebook", "PyramidQuantizer", "UpsampleConv", "GroupNormSiLU"]
+COMMANDS = (
+    *("demo", "encode", "decode", "reconstruct"),
+    *("train", "evaluate", "convert", "info"),
+)
 TOKENIZER = {
     "encode": "(self, images)",
     "decode": "(self, encoded, *, output='pil')",
@@ -90,6 +94,14 @@ def test_tokenizer_loads_and_saves_as_transformers_models_do():
     from transformers import PreTrainedModel
 
     assert issubclass(tokenflow.TokenFlowTokenizer, PreTrainedModel)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_keeps_its_name(name):
+    from tokenflow.cli import build
+
+    app = build()
+    assert name in {c.name for c in (*app.registered_commands, *app.registered_groups)}
 
 
 def test_encoded_keeps_its_fields():
@@ -152,6 +164,15 @@ def test_importing_the_ops_does_nothing_else(tmp_path):
     )
     assert run(code, tmp_path) == ""
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_old_torch_is_one_sentence(tmp_path):
+    code = (
+        "import torch; torch.__version__ = type(torch.__version__)('2.10.1')\n"
+        "try: import tokenflow_ext\nexcept ImportError as error: print(error)"
+    )
+    told = run(code, tmp_path)
+    assert told.strip() == "tokenflow_ext: needs torch >= 2.11, found 2.10.1"
 
 
 def test_the_compiled_kernels_are_the_ones_in_use():

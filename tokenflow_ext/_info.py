@@ -9,6 +9,13 @@ from typing import Any
 
 import torch
 
+NEEDS_TORCH = "2.11"  # the oldest whose stable ABI the kernels are built for
+
+if torch.__version__ < NEEDS_TORCH:
+    raise ImportError(
+        f"tokenflow_ext: needs torch >= {NEEDS_TORCH}, found {torch.__version__}"
+    )
+
 
 def load_kernels() -> tuple[ModuleType | None, str]:
     """Load the compiled kernels; say once, clearly, when they are missing."""
