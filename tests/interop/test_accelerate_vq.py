@@ -109,6 +109,38 @@ class LlamaGen(nn.Module):
         return q, losses, (None, None, indices)
 
 
+class Var(nn.Module):
+    """VAR's, with the identity for the convolution of every second scale."""
+
+    def __init__(self, using_znorm=False):
+        super().__init__()
+        self.vocab_size, self.Cvae, self.using_znorm = K, D, using_znorm
+        self.v_patch_nums, self.prog_si = (1, 2, 5), -1
+        self.embedding = nn.Embedding(K, D)
+        self.convolution = nn.Conv2d(D, D, 3, padding=1)
+        self.quant_resi = {
+            0.0: nn.Identity(),
+            0.5: self.convolution,
+            1.0: nn.Identity(),
+        }
+
+    def f_to_idxBl_or_fhat(self, f_BChw, to_fhat, v_patch_nums=None):
+        grids = [(s, s) for s in v_patch_nums or self.v_patch_nums]
+        assert grids[-1] == f_BChw.shape[-2:]
+        rest, total, found = f_BChw.detach(), 0, []
+        unit = (lambda x: F.normalize(x, dim=-1)) if self.using_znorm else (lambda x: x)
+        for i, grid in enumerate(grids):
+            z = unit(F.interpolate(rest, grid, mode="area").movedim(1, -1))
+            d = torch.cdist(z.reshape(-1, D), unit(self.embedding.weight))
+            indices = d.argmin(1).view(z.shape[:-1])
+            q = self.embedding(indices).movedim(-1, 1)
+            q = F.interpolate(q, grids[-1], mode="bicubic") if grid != grids[-1] else q
+            q = self.quant_resi[i / (len(grids) - 1)](q)
+            total, rest = total + q, rest - q
+            found.append(total if to_fhat else indices.flatten(1))
+        return found
+
+
 class Other(Taming):
     """The structure of taming's, another meaning: the farthest entry."""
 
@@ -217,6 +249,23 @@ def test_emu3_returns_what_it_did(device):
     ours = tfx.accelerate_vq(copy.deepcopy(theirs))
     x = torch.stack([picture(1, device), picture(2, device)], dim=1)
     assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("using_znorm", [False, True])
+@pytest.mark.parametrize("to_fhat", [False, True], ids=["indices", "sums"])
+def test_var_encodes_as_it_did(using_znorm, to_fhat):
+    theirs = built(lambda: Var(using_znorm))
+    ours = tfx.accelerate_vq(copy.deepcopy(theirs))
+    assert replaced(ours) == {"": "VAR"}
+    x = picture()[..., :5]
+    with torch.no_grad():
+        found = ours.f_to_idxBl_or_fhat(x, to_fhat)
+        assert_same(tuple(found), tuple(theirs.f_to_idxBl_or_fhat(x, to_fhat)))
+        found = ours.f_to_idxBl_or_fhat(x, to_fhat, [2, 3, 5])
+        expected = theirs.f_to_idxBl_or_fhat(x, to_fhat, [2, 3, 5])
+        assert_same(tuple(found), tuple(expected))
+    with pytest.raises(AssertionError):
+        ours.f_to_idxBl_or_fhat(x, to_fhat, [1, 2, 3])
 
 
 VECTOR_QUANTIZE = {
@@ -421,7 +470,14 @@ def test_options_of_the_original_forward_are_passed_on():
     assert_same(ours(picture(), temp=2.0), theirs(picture(), temp=2.0))
 
 
+def hooked():
+    module = Taming()
+    module.forward = module.forward
+    return module
+
+
 LEFT_ALONE = {
+    "its forward was replaced on the instance": hooked,
     "it samples its codes": lambda: VectorQuantize(D, K, stochastic_sample_codes=True),
     "it has affine parameters": lambda: VectorQuantize(D, K, affine_param=True),
     "its cosine codebook is learnable": lambda: VectorQuantize(

@@ -24,12 +24,12 @@ def accelerate_vq(model: Model) -> Model:
 
     Known are VectorQuantize of vector-quantize-pytorch (Euclidean and cosine), the
     image tokenizers of Chameleon, Emu3, Janus and GLM-Image in transformers,
-    VectorQuantizer of diffusers, and by structure those of taming-transformers and
-    LlamaGen (tried on copies first). What they return, and their gradients, stay the
-    same, but for vectors that are all but equally near to two entries (margin of the
-    squared distance below about 1e-5), where ours is the exact one. In half precision
-    the search becomes exact, where theirs rounds. Options we do not know, such as
-    sampled codes, are left alone. Calling it again changes nothing.
+    VectorQuantizer of diffusers, and by structure those of taming-transformers,
+    LlamaGen and VAR (its encoding), tried on copies first. What they return and their
+    gradients stay the same, but for vectors all but equally near to two entries (margin
+    of the squared distance below about 1e-5), where ours is the exact one. In half
+    precision the search becomes exact, where theirs rounds. Options we do not know,
+    such as sampled codes, are left alone. Calling it again changes nothing.
 
     Args:
         model: A quantizer, or any module that holds some.

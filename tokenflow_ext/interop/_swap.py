@@ -31,12 +31,14 @@ class Family:
         methods: What the subclass overrides; each takes the module first.
         trial: Makes the arguments of a trial call. With one, a module is replaced only
             if copies of it, the original and the replaced, return the same on it.
+        entry: The method that the trial calls.
     """
 
     name: str
     fits: Callable[[Any], bool | str]
     methods: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    trial: Callable[[Any], tuple[Tensor, ...]] | None = None
+    trial: Callable[[Any], tuple[Any, ...]] | None = None
+    entry: str = "forward"
 
 
 def swap(module: nn.Module, family: Family) -> None:
@@ -78,6 +80,8 @@ def replace_all(
             continue
         for family in families:
             verdict = family.fits(module)
+            if verdict is True and "forward" in vars(module):
+                verdict = "its forward was replaced on the instance"
             if verdict is True and family.trial is not None:
                 verdict = _trial(module, family)
             if verdict is True:
@@ -133,12 +137,13 @@ def _trial(module: nn.Module, family: Family) -> bool | str:
         with torch.random.fork_rng(_cuda_devices(module)):
             try:
                 torch.manual_seed(0)
-                expected = before.train(mode)(*arguments)
+                expected = getattr(before.train(mode), family.entry)(*arguments)
             except Exception as error:  # their code; without a result, no verdict
                 logger.debug("trial of %s: %s", type(module).__name__, error)
                 continue
             torch.manual_seed(0)
-            if not _alike(expected, after.train(mode)(*arguments)):
+            came = getattr(after.train(mode), family.entry)(*arguments)
+            if not _alike(expected, came):
                 return "its forward computes something else"
             tried += 1
     return True if tried else "its forward cannot be tried"

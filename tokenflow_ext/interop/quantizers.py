@@ -1,4 +1,4 @@
-"""Quantizers that hold one `nn.Embedding`: transformers, diffusers, taming, LlamaGen.
+"""Quantizers with one `nn.Embedding`: transformers, diffusers, taming, LlamaGen, VAR.
 
 All of them compare every vector with every entry, keep the distances and take the
 first least; we ask `nearest` instead and compute the rest as they do: losses,
@@ -190,6 +190,52 @@ def _llamagen_fits(module: Any) -> bool | str:
     )
 
 
+# VAR: its encoding, a pyramid with a convolution behind every enlargement
+
+
+def _var_encode(
+    self: Any, f_BChw: Tensor, to_fhat: bool, v_patch_nums: Any = None
+) -> list[Tensor]:
+    sides = v_patch_nums or self.v_patch_nums
+    grids = [(s, s) if isinstance(s, int) else (s[0], s[1]) for s in sides]
+    whole = (f_BChw.shape[-2], f_BChw.shape[-1])
+    if grids[-1] != whole or self.prog_si >= 0:
+        encode = original(self).f_to_idxBl_or_fhat
+        return encode(self, f_BChw, to_fhat, v_patch_nums)
+    rest, total = f_BChw.detach(), torch.zeros_like(f_BChw.detach())
+    results = []
+    for i, grid in enumerate(grids):
+        last = i == len(grids) - 1
+        pooled = rest if last else F.interpolate(rest, size=grid, mode="area")
+        rows = pooled.permute(0, 2, 3, 1)
+        indices = find(self, rows, self.embedding.weight, self.using_znorm)
+        cells = self.embedding(indices).permute(0, 3, 1, 2)
+        if not last:
+            cells = F.interpolate(cells, size=whole, mode="bicubic")
+        cells = self.quant_resi[i / (len(grids) - 1)](cells.contiguous())
+        total, rest = total + cells, rest - cells
+        results.append(total if to_fhat else indices.flatten(1))
+    return results
+
+
+_VAR = ("vocab_size", "Cvae", "using_znorm", "quant_resi", "prog_si", "v_patch_nums")
+
+
+def _var_fits(module: Any) -> bool | str:
+    names = (*_VAR, "f_to_idxBl_or_fhat")
+    return _has(module, *names) and len(module.v_patch_nums) > 1
+
+
+def _var_trial(module: Any) -> tuple[Any, ...]:
+    """The first grids only: a near tie would be taken for another meaning."""
+    grids = tuple(module.v_patch_nums[:3])
+    book = module.embedding.weight
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, book.shape[1], grids[-1], grids[-1])
+    features = torch.randn(shape, generator=generator).to(book)
+    return features * book.square().mean().sqrt(), False, grids
+
+
 def _methods(forward: Any) -> dict[str, Any]:
     return {"forward": forward, "train": _train}
 
@@ -200,5 +246,12 @@ FAMILIES = (
     Family("diffusers", _diffusers_fits, _methods(_taming_forward)),
     Family("taming", _taming_fits, _methods(_taming_forward), _trial),
     Family("LlamaGen", _llamagen_fits, _methods(_llamagen_forward), _trial),
+    Family(
+        "VAR",
+        _var_fits,
+        {"f_to_idxBl_or_fhat": _var_encode, "train": _train},
+        _var_trial,
+        "f_to_idxBl_or_fhat",
+    ),
     Family("first taming", _first_taming_fits, _methods(_first_taming_forward), _trial),
 )
