@@ -14,6 +14,13 @@ from PIL import Image
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer
 from tokenflow.cli import main
 
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # pictures this small are not worth waking a second one
+
 
 class Result(NamedTuple):
     code: int
@@ -99,7 +106,7 @@ def shell(tmp_path):
         done = subprocess.run(
             [script, *map(str, words)],
             cwd=tmp_path,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            env={**os.environ, **QUIET, **environment},
             capture_output=True,
             encoding="utf-8",
             timeout=300,

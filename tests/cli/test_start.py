@@ -41,12 +41,18 @@ def test_every_file_is_a_command_named_like_it(run, tmp_path, monkeypatch):
         "@app.command()\ndef one():\n    print(1)\n"
         "@app.command()\ndef two():\n    print(2)\n"
     )
+    (tmp_path / "group.py").write_text(
+        "import typer\napp = typer.Typer()\n"
+        "@app.callback()\ndef group():\n    pass\n"
+        "@app.command()\ndef only():\n    print(3)\n"
+    )
     (tmp_path / "_shared.py").write_text("raise RuntimeError('no command')\n")
     monkeypatch.setattr(
         tokenflow.cli, "__path__", [*tokenflow.cli.__path__, str(tmp_path)]
     )
     assert run("greet", "you").out == "hello you\n"
     assert run("many", "two").out == "2\n"
+    assert run("group", "only").out == "3\n"
 
 
 @pytest.mark.parametrize(
