@@ -7,6 +7,7 @@ at most 7e-6 (the deepest decoder), so the tolerance is the promised one.
 import pytest
 import torch
 from golden_weights import case_weights, renamed
+
 from tokenflow.tokenizer.pixel import (
     AttentionBlock,
     Downsample,

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_weights import case_weights, renamed
+
 from tokenflow.tokenizer.semantic import (
     SEMANTIC_ENCODERS,
     ClipEncoder,
