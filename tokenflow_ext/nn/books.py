@@ -69,8 +69,8 @@ class SharedBooks(nn.Module):
 
     In evaluation the prepared books are kept from one call to the next, and made again
     when a book was changed in place (optimizer steps and loading included), replaced or
-    moved, and by `train()` and `eval()`. In training every call makes them anew. One
-    change cannot be seen: in-place edits through `.data`; call `eval()` after those.
+    moved, and by `train()` and `eval()`. In training every call makes them anew. Edits
+    through `.data` and by replayed CUDA graphs cannot be seen; call `eval()` after them.
 
     Args:
         num_codes: K, entries in either book.

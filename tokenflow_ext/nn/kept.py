@@ -30,8 +30,8 @@ class KeptBooks:
 
     A change is seen by a tensor's version counter and address, and any step of any
     optimizer counts as one: so loading, edits in place, replaced and moved books are
-    met as they are. One change cannot be seen: an edit through `.data`; `drop` after
-    those. Copies and pickles start empty.
+    met as they are. Edits through `.data` and by replayed CUDA graphs cannot be seen;
+    `drop` after those. Copies and pickles start empty.
     """
 
     def __init__(self) -> None:
