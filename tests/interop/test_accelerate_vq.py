@@ -470,6 +470,17 @@ def test_options_of_the_original_forward_are_passed_on():
     assert_same(ours(picture(), temp=2.0), theirs(picture(), temp=2.0))
 
 
+class Wrapped(Taming):
+    """An embedding that is called with more than indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding.forward = lambda indices, scale: indices * scale
+
+    def forward(self, z):
+        return z
+
+
 def hooked():
     module = Taming()
     module.forward = module.forward
@@ -484,6 +495,7 @@ LEFT_ALONE = {
         D, K, use_cosine_sim=True, orthogonal_reg_weight=1.0, ema_update=False
     ),
     "its forward computes something else": Other,
+    "it works otherwise": Wrapped,
     "got a Linear with none": lambda: nn.Linear(3, 3),
 }
 

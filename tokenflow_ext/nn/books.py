@@ -70,7 +70,7 @@ class SharedBooks(nn.Module):
     In evaluation the prepared books are kept from one call to the next, and made again
     when a book was changed in place (optimizer steps and loading included), replaced or
     moved, and by `train()` and `eval()`. In training every call makes them anew. Edits
-    through `.data` and by replayed CUDA graphs cannot be seen; call `eval()` after them.
+    through `.data` and by replayed CUDA graphs cannot be seen; call `eval()` then.
 
     Args:
         num_codes: K, entries in either book.
