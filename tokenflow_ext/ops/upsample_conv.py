@@ -39,8 +39,8 @@ def upsample_conv(
             the arguments; filled and returned. Not differentiable.
 
     Returns:
-        [B, Co, 2H, 2W], dtype of x, channels_last where x is. Differentiable once in
-        x, weight and bias.
+        [B, Co, 2H, 2W], dtype of x, channels_last where x is. Differentiable in x,
+        weight and bias.
 
     Raises:
         TypeError: A dtype is unsupported or differs from that of x.
