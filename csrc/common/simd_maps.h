@@ -15,17 +15,33 @@ typedef uint32_t VecU32 __attribute__((vector_size(kBytes)));
 typedef uint16_t VecU16 __attribute__((vector_size(kBytes / 2)));
 
 inline VecF load(const Bfloat16* p) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256((const __m256i*)p);
+  return (VecF)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128((const __m128i*)p);
+  return (VecF)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#else
   VecU16 bits;
   std::memcpy(&bits, p, sizeof bits);
   return (VecF)(__builtin_convertvector(bits, VecU32) << 16);
+#endif
 }
 
 inline void store(Bfloat16* p, VecF v) {
   const VecU32 bits = (VecU32)v;
   const VecU32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const VecU32 quiet = VecU32{} + 0x7fc0u;
-  const VecU16 half = __builtin_convertvector(v == v ? rounded : quiet, VecU16);
+  const VecU32 wide = v == v ? rounded : VecU32{} + 0x7fc0u;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)wide));
+#elif defined(__AVX2__)
+  const __m256i twice = _mm256_packus_epi32((__m256i)wide, (__m256i)wide);
+  _mm_storeu_si128((__m128i*)p,
+                   _mm256_castsi256_si128(_mm256_permute4x64_epi64(twice, 0x08)));
+#else
+  const VecU16 half = __builtin_convertvector(wide, VecU16);
   std::memcpy(p, &half, sizeof half);
+#endif
 }
 
 inline VecF load(const Half* p) {
