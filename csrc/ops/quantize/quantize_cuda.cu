@@ -99,7 +99,8 @@ __global__ void pack_queries(Queries queries, PreparedBook book, Workspace w) {
                   (queries.normalize ? normalized(pixel[d], pixel_norm) : pixel[d]);
   const double squares = sum_of_squares(row, width);
   if (!is_finite(squares) || !is_finite(semantic_norm + pixel_norm)) {
-    w.error[n] = -1.0;
+    w.error[n] = -1.0;  // and zeros: a NaN would pass for a candidate
+    for (int64_t d = 0; d < width; ++d) row[d] = 0.0f;
     return;
   }
   const double offset =
