@@ -94,6 +94,26 @@ def test_the_fallback_is_the_reference_bit_for_bit(family, normalize, device):
     assert torch.equal(found, expected)
 
 
+def test_the_fallback_heeds_neither_autocast_nor_precision_settings(device):
+    semantic, pixel, *books = on(device, make_case(100, k=500))
+    # A crowded book: bfloat16 cannot tell its scores apart, float32 can.
+    case = [semantic, pixel, *(book[:1] + 0.01 * book for book in books)]
+    book = tfx.prepare(*case[2:])
+    arguments = (*case[:2], book.rows, book.squares, book.limits, 1.0, True)
+    expected = reference.quantize(*case)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert torch.equal(room._fallback(*arguments), expected)
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32"
+        assert torch.equal(room._fallback(*arguments), expected)
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
 @pytest.mark.parametrize(
     ("k", "ds", "dp"), [(1, 1, 1), (5, 3, 2), (13, 32, 8), (97, 70, 33), (6, 256, 4)]
 )

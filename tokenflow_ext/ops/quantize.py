@@ -218,7 +218,11 @@ def _fallback(
     pixel_weight: float,
     normalize: bool,
 ) -> Tensor:
-    """A float32 sweep in chunks, then the exact score of what may still win."""
+    """A float64 matmul in chunks, then the exact score of what may still win.
+
+    Its additions have no fixed order, so it only rules out; the bound is that of a
+    float32 sweep. No autocast and no precision setting rounds a float64 matmul.
+    """
     if rows.device.type == "mps":  # no float64 there
         return _fallback(
             semantic.cpu(),
@@ -235,13 +239,9 @@ def _fallback(
     largest_offset = 0.5 * (limits[1] + weight * limits[2])
     finite = query.isfinite().all(dim=1)
     query = torch.where(finite[:, None], query, 0.0)
-    # csrc/common/numerics.h, sweep_error; matmul may be allowed to round its inputs.
-    exact_matmul = torch.get_float32_matmul_precision() == "highest" and not (
-        query.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    )
-    unit = 2.0**-24 if exact_matmul else 2.0**-7
+    # csrc/common/numerics.h, sweep_error.
     magnitude = sum_of_squares(query).sqrt() * limits[0].sqrt() + largest_offset
-    error = (rows.shape[1] + 8) * 1.01 * (magnitude * unit + 1.5e-45)
+    error = (rows.shape[1] + 8) * 1.01 * (magnitude * 2.0**-24 + 1.5e-45)
     error = torch.where(magnitude < 1e37, error, torch.nan)
     indices = torch.empty(len(query), dtype=torch.int64, device=query.device)
     step = max(1, (1 << 22) // len(rows))
@@ -253,9 +253,9 @@ def _fallback(
 
 
 def _decide(query: Tensor, rows: Tensor, offset: Tensor, error: Tensor) -> Tensor:
-    sweep = query @ rows.T - offset.float()
-    floor = sweep.amax(dim=1).double() - 2 * error
-    alive = ~(sweep.double() < floor[:, None])  # NaN rules nothing out
+    sweep = query.double() @ rows.double().T - offset
+    floor = sweep.amax(dim=1) - 2 * error
+    alive = ~(sweep < floor[:, None])  # NaN rules nothing out
     many = alive.sum(dim=1) > _MANY
     best = torch.empty(len(query), dtype=torch.int64, device=query.device)
     best[many] = _best(query[many], rows, offset)
