@@ -192,6 +192,16 @@ def test_gradients_of_some_inputs_leave_the_others_alone(device):
     assert grad.tolist() == [60.0] * 4  # ones, summed over 6 × 10 outputs
 
 
+def test_a_backward_pass_under_autocast_changes_nothing(device):
+    leaves = [t.requires_grad_() for t in make_case(1, 8, 8, 4, 4, device=device)]
+    y = tfx.upsample_conv(*leaves)
+    expected = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        found = torch.autograd.grad(y.sum(), leaves)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_float64_passes_gradcheck(device):
     case = [t.requires_grad_() for t in make_case(2, 2, 3, 2, 3, dtype=torch.float64)]
     assert torch.autograd.gradcheck(tfx.upsample_conv, case)

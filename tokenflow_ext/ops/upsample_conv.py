@@ -161,18 +161,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient of a 4×4 transposed convolution of stride 2.
 
     Output row o reads input row ⌊(o + a − 1) / 2⌋ with tap a, so one input row meets
-    four output rows, with the taps 2, 1 + 2, 0 + 1 and 0: K = F · W · Fᵀ.
+    four output rows, with the taps 2, 1 + 2, 0 + 1 and 0; so for columns.
     """
     x, weight = ctx.saved_tensors
-    fold = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-    kernel = fold @ weight.transpose(0, 1) @ fold.T
+    kernel = weight.transpose(0, 1).flip(2, 3)  # taps 2, 1, 0
+    kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
+    kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
     grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
         grad, x, kernel, None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1, mask
     )
     grad_weight = grad_bias = None
     if ctx.needs_input_grad[1]:
-        grad_weight = (fold.T @ grad_kernel @ fold).transpose(0, 1)
+        taps = grad_kernel[:, :, :3] + grad_kernel[:, :, 1:]
+        taps = taps[..., :3] + taps[..., 1:]
+        grad_weight = taps.flip(2, 3).transpose(0, 1)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         grad_bias = grad.sum(dim=(0, 2, 3))
     return grad_x, grad_weight, grad_bias
