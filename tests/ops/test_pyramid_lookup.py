@@ -155,6 +155,17 @@ def test_gradient_is_that_of_the_reference(family, normalize, device):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-6 * b.abs().max())
 
 
+def test_a_backward_pass_under_autocast_changes_nothing(device):
+    books = make_books(20, 8, 4, 17, device=device)
+    indices = make_indices((2, 5), 20, 18, device)
+    case = (indices, books, make_features(2, 12, 2, 2, 16, device=device), [1, 2])
+    expected = gradients(tfx.pyramid_lookup, *case)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        found = gradients(tfx.pyramid_lookup, *case)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_gradient_has_the_dtype_of_the_book(device):
     semantic, pixel = make_books(20, 8, 4, 17, device=device)
     indices = make_indices((2, 5), 20, 18, device)
@@ -250,6 +261,10 @@ def test_bad_input_is_named():
     refuses(TypeError, "indices must be an int64", indices.float(), *books, [1, 2])
     refuses(ValueError, "K = 6 entries", indices, semantic, pixel[1:], [1, 2])
     refuses(ValueError, "at least one scale", indices, *books, [])
+    refuses(
+        ValueError, "scales must be a sequence of scales, got 2", indices, *books, 2
+    )
+    refuses(ValueError, "pairs, got 2.0 among them", indices, *books, [1, 2.0])
     refuses(
         ValueError, "size must be at least 1, got 0", indices, *books, [1, 2], size=0
     )

@@ -15,9 +15,14 @@ def as_pairs(
     op: str, scales: Sequence[int | Sequence[int]], name: str = "scales"
 ) -> Pairs:
     """Read side lengths or (height, width) pairs; every side must be at least 1."""
+    if not isinstance(scales, Sequence):
+        raise ValueError(f"{op}: {name} must be a sequence of scales, got {scales!r}")
     pairs: Pairs = []
     for scale in scales:
-        sides = (scale, scale) if isinstance(scale, int) else tuple(scale)
+        if isinstance(scale, int):
+            sides: tuple[int, ...] = (scale, scale)
+        else:
+            sides = tuple(scale) if isinstance(scale, Sequence) else ()
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise ValueError(
                 f"{op}: {name} must be side lengths or (height, width) pairs, "

@@ -386,7 +386,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     for scale, (height, width) in enumerate(_scales.paired(ctx.scales)):
         rows = _matrix(height, row_weights[scale])
         columns = _matrix(width, column_weights[scale])
-        part = rows.T @ grad @ columns  # [B, D, n_h, n_w]
+        with torch.autocast(grad.device.type, enabled=False):
+            part = rows.T @ grad @ columns  # [B, D, n_h, n_w]
         parts.append(part.flatten(2).transpose(1, 2))
     grad = torch.cat(parts, dim=1)
     semantic, pixel = _lookup.grad_of_books(
