@@ -105,6 +105,12 @@ def replaced(module):
     module.semantic_book = torch.nn.Parameter(-module.semantic_book.detach())
 
 
+def replaced_by_a_part(module):
+    # The same memory and version, and fewer rows.
+    module.semantic_book = torch.nn.Parameter(module.semantic_book[:20])
+    module.pixel_book = torch.nn.Parameter(module.pixel_book[:20])
+
+
 def data_swapped(module):
     module.pixel_book.data = -module.pixel_book.data
 
@@ -126,11 +132,14 @@ CHANGES = [
     load,
     load_assigned,
     replaced,
+    replaced_by_a_part,
     data_swapped,
     data_edited_then_eval,
     moved,
 ]
-NAMES = "in_place step step_foreach step_fused load assign replaced data data_eval to"
+NAMES = (
+    "in_place step step_foreach step_fused load assign replaced part data data_eval to"
+)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES.split())
@@ -187,6 +196,14 @@ def test_books_prepared_in_inference_mode_serve_a_later_training_step():
         module.quantize(semantic, pixel)
     module(semantic, pixel).vq_loss.backward()
     assert module.semantic_book.grad.abs().sum() > 0
+
+
+def test_a_first_forward_in_inference_mode_serves_a_later_training_step():
+    module = make().eval()
+    semantic, pixel = vectors(10)
+    with torch.inference_mode():
+        module(semantic, pixel)
+    assert module.train()(semantic, pixel).usage > 1 / module.num_codes
 
 
 def test_copies_and_pickles_do_not_share_what_is_kept():

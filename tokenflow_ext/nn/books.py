@@ -230,9 +230,10 @@ class SharedBooks(nn.Module):
     @torch.no_grad()
     def _usage(self, indices: Tensor) -> Tensor:
         if self.latest is None or self.latest.device != indices.device:
-            self.latest = torch.zeros(
-                self.usage_window, dtype=torch.int32, device=indices.device
-            )
+            with torch.inference_mode(False):  # training writes into it later
+                self.latest = torch.zeros(
+                    self.usage_window, dtype=torch.int32, device=indices.device
+                )
         if self.training:
             both = torch.cat([self.latest, indices.flatten().int()])
             self.latest.copy_(both[-self.usage_window :])

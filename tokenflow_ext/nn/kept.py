@@ -28,10 +28,10 @@ def _watch_optimizers() -> None:
 class KeptBooks:
     """Prepares books once, and again whenever they may have changed.
 
-    A change is seen by a tensor's version counter and address, and any step of any
-    optimizer counts as one: so loading, edits in place, replaced and moved books are
-    met as they are. Edits through `.data` and by replayed CUDA graphs cannot be seen;
-    `drop` after those. Copies and pickles start empty.
+    A change is seen by a tensor's version counter, address and layout, and any step of
+    any optimizer counts as one: so loading, edits in place, replaced and moved books
+    are met as they are. Edits through `.data` and by replayed CUDA graphs cannot be
+    seen; `drop` after those. Copies and pickles start empty.
     """
 
     def __init__(self) -> None:
@@ -87,6 +87,7 @@ def _same(seen: Seen, book: Tensor) -> bool:
     old, version = seen
     return (
         old.data_ptr() == book.data_ptr()
-        and old.device == book.device
+        and (old.shape, old.stride(), old.dtype, old.device)
+        == (book.shape, book.stride(), book.dtype, book.device)
         and version == book._version
     )
