@@ -118,6 +118,30 @@ def test_cuda_ops_never_synchronise_and_follow_the_stream(name):
 
 
 @cuda
+def test_cuda_backward_passes_never_synchronise():
+    books = [b.requires_grad_() for b in make_books(50, 32, 8, seed=1, device="cuda")]
+    indices = torch.arange(5, device="cuda")[None]
+    leaves = [
+        torch.randn(*s, device="cuda") for s in ((1, 8, 3, 3), (8, 8, 3, 3), (8,))
+    ]
+    image, weight, bias = (leaf.requires_grad_() for leaf in leaves)
+    results = {
+        "lookup": tfx.lookup(indices, *books),
+        "pyramid_lookup": tfx.pyramid_lookup(indices, *books, [1, 2]),
+        "upsample_conv": tfx.upsample_conv(image, weight, bias),
+        "group_norm_silu": tfx.group_norm_silu(image, bias, bias, num_groups=4),
+    }
+    for warm in (True, False):
+        torch.cuda.set_sync_debug_mode("default" if warm else "error")
+        try:
+            for result in results.values():
+                result.backward(torch.ones_like(result), retain_graph=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(t.grad.isfinite().all() for t in (*books, image, weight, bias))
+
+
+@cuda
 @pytest.mark.parametrize("name", NAMES)
 def test_cuda_graphs_record_every_op(name):
     run = call(name, "cuda")

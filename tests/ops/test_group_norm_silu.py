@@ -358,5 +358,8 @@ def test_other_bad_input_is_refused_by_name():
         tfx.group_norm_silu(x, weight, bias, out=torch.zeros(1, 32, 2))
     with pytest.raises(TypeError, match="out must have the dtype of x.*float16"):
         tfx.group_norm_silu(x, weight, bias, out=x.half())
+    with pytest.raises(ValueError, match=r"out must have a place.*\[0, 4, 2, 1\]"):
+        twice = x.expand(2, -1, -1, -1)
+        tfx.group_norm_silu(twice.clone(), weight, bias, out=twice)
     with pytest.raises(RuntimeError, match="out= is not differentiable, got bias"):
         tfx.group_norm_silu(x, weight, bias.requires_grad_(), out=x)

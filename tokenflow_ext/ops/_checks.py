@@ -94,11 +94,16 @@ def same_dtype(op: str, **tensors: Tensor | None) -> None:
 def out(
     op: str, tensor: Tensor, size: tuple[int, ...], **inputs: Tensor | None
 ) -> None:
-    """`out` must have the shape of the result, and no gradient be asked for."""
+    """`out` must be able to hold the result, and no gradient be asked for."""
     if tuple(tensor.shape) != tuple(size):
         raise ValueError(
             f"{op}: out must be {list(size)}, the shape of the result, "
             f"got {list(tensor.shape)}"
+        )
+    if any(n > 1 and step == 0 for n, step in zip(size, tensor.stride(), strict=True)):
+        raise ValueError(
+            f"{op}: out must have a place of its own for every value, got an expanded "
+            f"tensor with strides {list(tensor.stride())}"
         )
     if torch.is_grad_enabled():
         for name, t in {"out": tensor, **inputs}.items():
