@@ -86,6 +86,24 @@ def test_a_small_backward_pass(device):
         assert leaf.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_meta_device_gives_shapes(name):
+    assert call(name, "meta")().shape == call(name, "cpu")().shape
+
+
+def test_training_on_the_meta_device_gives_shapes():
+    module = tfx.nn.PyramidQuantizer(9, 4, 2, scales=[1, 2], entropy_ratio=0.1)
+    module.to("meta")
+    features = torch.empty(1, 6, 2, 2, device="meta", requires_grad=True)
+    out = module(features)
+    up = tfx.nn.UpsampleConv(6).to("meta")
+    looked_up = module.lookup(out.indices)
+    loss = out.vq_loss + out.entropy_loss + up(out.quantized).sum() + looked_up.sum()
+    loss.backward()
+    assert features.grad.shape == features.shape
+    assert module.pixel_book.grad.shape == (9, 2)
+
+
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 

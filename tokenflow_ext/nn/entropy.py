@@ -9,9 +9,10 @@ Source: the entropy penalty of MAGVIT-v2, arXiv:2310.05737, as TokenFlow trains 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from ..ops._layout import no_autocast
 
 _SCORES_AT_ONCE = 1 << 22
 
@@ -49,7 +50,7 @@ def _assign(
     part: Tensor, entries: Tensor, squares: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Σ_n p_nk, [K], and the summed entropy of the rows."""
-    with torch.autocast(part.device.type, enabled=False):
+    with no_autocast(part):
         # |x_n|² is the same for every entry and cancels.
         scores = (2 * part @ entries.T - squares) / temperature
     log_p = scores.log_softmax(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,14 @@ def autocast(x: Given) -> Given:
     """Cast to the autocast dtype as a convolution does; float64 stays."""
     if x is None or x.dtype == torch.float64:
         return x
-    if not torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, products on the device of `x` keep their dtype."""
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

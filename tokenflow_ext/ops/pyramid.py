@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from . import _checks, _scales
+from . import _checks, _layout, _scales
 from . import lookup as _lookup
 from . import quantize as _quantize
 from ._numerics import readable
@@ -386,7 +386,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     for scale, (height, width) in enumerate(_scales.paired(ctx.scales)):
         rows = _matrix(height, row_weights[scale])
         columns = _matrix(width, column_weights[scale])
-        with torch.autocast(grad.device.type, enabled=False):
+        with _layout.no_autocast(grad):
             part = rows.T @ grad @ columns  # [B, D, n_h, n_w]
         parts.append(part.flatten(2).transpose(1, 2))
     grad = torch.cat(parts, dim=1)
