@@ -14,7 +14,7 @@ from PIL import Image
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer
 from tokenflow.cli import main
 
-QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ class Result(NamedTuple):
 
 def small_config(**changes):
     small = {
+        "scales": [1, 2, 3, 4, 6, 8],
         "codebook_size": 256,
         "semantic_encoder": {"width": 32, "layers": 1},
         "semantic_decoder": {"width": 32},
@@ -85,7 +86,11 @@ def photos(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """run("info", "--json") calls the entry point and returns (code, out, err)."""
+    """run("info", "--json") calls the entry point and returns (code, out, err).
+
+    Without --device it works on the CPU, where the tests' own tokenizer is.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["tokenflow", *map(str, words)])

@@ -117,6 +117,13 @@ def test_a_size_the_model_cannot_draw_is_a_failure(run, tokens, model):
     assert code == 1 and "63×64" in err and "1 of 3 failed" in err
 
 
+def test_a_codebook_of_another_size_is_a_failure(run, tokens, model):
+    forged = replace(tokfile.load("tokens/one.tok"), codebook_size=999)
+    tokfile.save("tokens/odd.tok", forged)
+    code, _, err = run("decode", "tokens", "-o", "drawn", "-m", model)
+    assert code == 1 and "got 999" in err and "1 of 3 failed" in err
+
+
 def test_pictures_of_before_are_not_replaced(run, tokens, model):
     Path("tokens/one.png").write_text("the original picture")
     words = ("decode", "tokens", "-o", "tokens", "-m", model)

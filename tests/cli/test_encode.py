@@ -74,6 +74,16 @@ def test_a_batch_of_broken_pictures_is_passed_over(run, photos, model):
     assert code == 1 and len(out.splitlines()) == 3
 
 
+def test_device_is_where_it_runs(run, photos, model, device):
+    words = ("encode", "photos", "-o", "tokens", "-m", model, "--device", device)
+    code, out, err = run(*words)
+    assert (code, err) == (0, "") and len(out.splitlines()) == 3
+    words = ("decode", "tokens", "-o", "drawn", "-m", model, "--device", device)
+    assert run(*words).code == 0
+    code, out, _ = run("demo", "-m", model, "--device", device)
+    assert code == 0 and f"\ndevice   {device}" in out
+
+
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 def test_resize_is_the_tokenizers(run, photos, model, tokenizer, resize):
     words = ("encode", "photos/two.JPG", "-o", "tokens", "-m", model)

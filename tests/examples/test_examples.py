@@ -56,9 +56,10 @@ def test_a_folder_becomes_one_array(tmp_path):
     (tmp_path / "photos" / "broken.png").write_text("no picture")
     words = (tmp_path / "photos", tmp_path / "all.safetensors", tmp_path / "model")
     out = example("tokenise_a_folder.py", *words)
-    assert out.startswith("2 pictures, 130 tokens each, in ")
+    tokens = tokenizer.config.num_tokens
+    assert out.startswith(f"2 pictures, {tokens} tokens each, in ")
     with safe_open(tmp_path / "all.safetensors", framework="pt") as file:
-        assert file.get_tensor("indices").shape == (2, 130)
+        assert file.get_tensor("indices").shape == (2, tokens)
         assert json.loads(file.metadata()["names"]) == list(pictures)
         assert file.metadata()["model"] == tokenizer.fingerprint()
 

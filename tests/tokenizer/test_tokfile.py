@@ -97,9 +97,11 @@ def test_tokens_that_contradict_themselves_are_refused(changes, message):
 
 
 def test_both_hashes_are_in_the_refusal():
-    make().check_model("0123abcd")
+    make().check_model("0123abcd", 4096)
     with pytest.raises(ValueError, match="model 0123abcd .* this one, 4567ef00"):
-        make().check_model("4567ef00")
+        make().check_model("4567ef00", 4096)
+    with pytest.raises(ValueError, match="of 8192 entries .* got 4096"):
+        make().check_model("0123abcd", 8192)
 
 
 @pytest.mark.parametrize("length", [0, 5, 60, 200, -1])

@@ -62,7 +62,7 @@ def _read(
     for job in jobs:
         try:
             tokens = tokfile.load(job.source)
-            tokens.check_model(fingerprint)
+            tokens.check_model(fingerprint, tokenizer.config.codebook_size)
             tokenizer.grid(*tokens.size)
         except (OSError, ValueError) as error:
             report.fail(job.source, error)

@@ -59,12 +59,17 @@ class Tokens:
                 f"stands for no entry), got {low} to {high}"
             )
 
-    def check_model(self, fingerprint: str) -> None:
+    def check_model(self, fingerprint: str, codebook_size: int) -> None:
         """Raise ValueError, with both hashes, unless these are that model's tokens."""
         if fingerprint != self.fingerprint:
             raise ValueError(
                 f"the tokens were made with model {self.fingerprint} and mean nothing "
                 f"to this one, {fingerprint}; name the model they were made with"
+            )
+        if codebook_size != self.codebook_size:
+            raise ValueError(
+                f"the tokens must be of a codebook of {codebook_size} entries as their "
+                f"model's, got {self.codebook_size}; the file is damaged"
             )
 
 
