@@ -19,6 +19,7 @@ PARTS = ("semantic_encoder", "semantic_decoder", "pixel_encoder", "pixel_decoder
 
 _PUBLISHED_PIXEL = {"width": 128, "multipliers": [1, 1, 2, 2, 4], "blocks": 2}
 _ENHANCED_DECODER = {"width": 256, "multipliers": [1, 1, 2, 2, 4], "blocks": 4}
+_MINI_PIXEL = {"width": 32, "multipliers": [1, 1, 2, 4], "blocks": 1, "groups": 8}
 _SCALES_256 = [1, 2, 4, 6, 8, 10, 12, 14, 16]
 
 _CLIP_B_224: dict[str, Any] = {
@@ -85,7 +86,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "mini": {
         "image_size": 64,
         "grid": 8,
-        "scales": [1, 2, 3, 4, 6, 8],
+        "scales": [1, 2, 3, 4, 5, 6, 7, 8],
         "semantic_encoder": {
             "kind": "clip",
             "width": 96,
@@ -96,10 +97,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
         },
         "semantic_decoder": {"width": 96, "grid": 8, "depth": 1, "heads": 4},
         "semantic_target": 96,
-        "pixel_encoder": {"width": 32, "multipliers": [1, 2, 2, 3], "blocks": 1},
-        "pixel_decoder": {"width": 32, "multipliers": [1, 2, 2, 4], "blocks": 1},
+        "pixel_encoder": _MINI_PIXEL,
+        "pixel_decoder": _MINI_PIXEL,
         "pixel_latent": 64,
         "codebook_size": 4096,
+        "semantic_dim": 16,
+        "pixel_weight": 2.0,
     },
 }
 PRESETS = tuple(_PRESETS)

@@ -21,7 +21,10 @@ SCALES = ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
 def build(**changes):
     torch.manual_seed(0)
     small = {
+        "scales": [1, 2, 3, 4, 6, 8],
         "codebook_size": 256,
+        "semantic_dim": 32,
+        "pixel_weight": 1.0,
         "semantic_encoder": {"width": 32, "layers": 2},
         "semantic_decoder": {"width": 32},
         "semantic_target": 20,
@@ -351,7 +354,7 @@ def test_one_scale_is_left_out_in_training_alone(device, images):
 
 
 def test_scales_are_dropped_as_often_as_asked(device):
-    changes = {"scales": [1, 2, 3], "grid": 3, "codebook_size": 8}
+    changes = {"scales": [1, 2, 3], "grid": 3, "codebook_size": 8, "semantic_dim": 32}
     quantizer = Quantizer(TokenFlowConfig.preset("mini", **changes))
     quantizer = quantizer.to(device).train()
     features, rng = torch.ones(1, 40, 3, 3, device=device), random.Random(0)

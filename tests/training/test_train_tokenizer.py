@@ -128,14 +128,15 @@ def test_a_grid_that_is_not_the_teachers_is_refused(tmp_path):
 
 def test_quantized_rows_are_what_the_tokens_stand_for():
     model = tiny_model().train()
-    features = torch.randn(2, 40, 4, 4)
+    features = torch.randn(2, 24, 4, 4)
     rows = quantized_rows(model, features)
     indices, _ = model.quantizer.quantize(features)
-    assert rows.shape == (2 * (1 + 4 + 16), 40)
+    assert rows.shape == (2 * (1 + 4 + 16), 24)
     assert torch.allclose(rows[:2], features.mean(dim=(2, 3)), atol=1e-6)
-    halves = F.normalize(rows[:2, :32], dim=1), F.normalize(rows[:2, 32:], dim=1)
+    halves = F.normalize(rows[:2, :16], dim=1), F.normalize(rows[:2, 16:], dim=1)
     books = [F.normalize(book, dim=1) for book in model.quantizer.books()]
-    scores = sum(h @ b.T for h, b in zip(halves, books, strict=True))
+    weights = 1.0, model.config.pixel_weight
+    scores = sum(w * h @ b.T for w, h, b in zip(weights, halves, books, strict=True))
     assert torch.equal(scores.argmax(1), indices[:, 0])
 
 

@@ -90,6 +90,31 @@ class Reviver:
 
 
 @torch.no_grad()
+def centre_features(model: TokenFlowTokenizer, images: Tensor) -> None:
+    """Start with features of mean 0 and, in each half, of about unit length.
+
+    New networks say nearly the same of every picture. Quantized, that is one entry,
+    and training spends its first steps on telling pictures apart; here the last layer
+    of either encoder is shifted and scaled once, so that they are apart at once.
+
+    Args:
+        model: Not yet trained.
+        images: [B, 3, H, W] float in [-1, 1], a few dozen.
+    """
+    width = model.config.semantic_dim
+    features = model.features(images).float()
+    mean, spread = features.mean(dim=(0, 2, 3)), features.std(dim=(0, 2, 3))
+    for layer, half in (
+        (model.semantic_head[-1], slice(None, width)),
+        (model.quant_conv, slice(width, None)),
+    ):
+        count = layer.weight.shape[0]
+        scale = 1 / (spread[half].clamp_min(1e-6) * count**0.5)
+        layer.bias.copy_((layer.bias - mean[half]) * scale)
+        layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+
+
+@torch.no_grad()
 def quantized_rows(model: TokenFlowTokenizer, features: Tensor) -> Tensor:
     """Return what each token stands for: the pooled residuals of all scales.
 

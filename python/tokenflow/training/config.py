@@ -25,12 +25,12 @@ class TrainConfig:
         minutes: Time limit, the teacher's not counted; None for no limit.
         steps: Step limit; at least one limit is needed. The learning rate follows
             whichever is nearer.
-        learning_rate: Peak of AdamW.
+        learning_rate: Peak, for Muon and AdamW alike.
         book_rate: Learning rate of the two books, as a multiple of that.
         warmup: Steps of linear warm-up.
         final_rate: Learning rate at the end, as a share of the peak.
-        betas: Of AdamW.
-        weight_decay: Of AdamW, on matrices alone.
+        betas: Of AdamW, which moves what Muon does not; see `muon`.
+        weight_decay: Of matrices.
         clip: Largest norm of the gradient.
         l1: Weight of |x - y| beside the squared error.
         semantic: Weight of 1 - cosine(rebuilt, teacher).
@@ -68,7 +68,7 @@ class TrainConfig:
     l1: float = 0.0
     semantic: float = 0.1
     ema: float = 0.999
-    fill_at: tuple[int, ...] = (0, 20, 60)
+    fill_at: tuple[int, ...] = (0,)
     revive_after: int = 128
     revive_until: float = 0.8
     bfloat16: bool = False

@@ -1,8 +1,8 @@
 """The training loop of the tokenizer.
 
 One step: draw pictures, run the model, add the losses (reconstruction, distance of
-the rebuilt semantics to the teacher's tokens, the quantizer's own), step AdamW, move
-the average of the weights, wake unused entries. The learning rate warms up, then
+the rebuilt semantics to the teacher's tokens, the quantizer's own), step the optimizer,
+move the average of the weights, wake unused entries. The learning rate warms up, then
 falls along a half cosine of the share of steps or of time that is spent, whichever is
 larger. The average is what is judged and shipped.
 Source: TokenFlow, arXiv:2412.03069, section 3.2; without perceptual and adversarial
@@ -30,8 +30,9 @@ from tokenflow.evaluation.metrics import psnr, usage
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.processing import to_uint8
 from tokenflow.training import run
-from tokenflow.training.books import Reviver
+from tokenflow.training.books import Reviver, centre_features
 from tokenflow.training.config import TrainConfig
+from tokenflow.training.muon import Muon
 from tokenflow.training.teacher import (
     PATCH,
     Teacher,
@@ -98,6 +99,9 @@ def train_tokenizer(
     if resume:
         _resume(state, checkpoint)
     else:
+        first = draw_batch(pictures, 0, 32)["image"]
+        for model in (state.model, state.average):
+            centre_features(model, as_input(first).to(device))
         run.write_recipe(folder, config)
         log("start", **dataclasses.asdict(config))
     teacher = _teacher(config, pictures, folder, device, log, say)
@@ -130,15 +134,13 @@ def _begin(config: TrainConfig, device: torch.device) -> State:
             f"got {model.config.image_size} / {model.config.grid}"
         )
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    books = list(model.quantizer.books())
-    others = [p for p in model.parameters() if all(p is not book for book in books)]
-    groups = [
-        {"params": [p for p in others if p.ndim > 1], "share": 1.0},
-        {"params": [p for p in others if p.ndim < 2], "share": 1.0, "weight_decay": 0},
-        {"params": books, "share": config.book_rate, "weight_decay": 0},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=0.0, betas=config.betas, weight_decay=config.weight_decay
+    optimizer = Muon(
+        model.named_parameters(),
+        books=model.quantizer.books(),
+        book_rate=config.book_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        threads=config.threads,
     )
     return State(model, average, optimizer, Reviver(model, config.revive_after))
 
@@ -204,12 +206,15 @@ def _loop(
     before, start = state.seconds, time.monotonic()
     evaluated = saved = state.seconds
     progress = config.progress(state.step, state.seconds)
+    window: list[dict[str, float]] = []
     while progress < 1:
         facts = train_step(state, config, teacher, pictures, progress)
         state.seconds = before + time.monotonic() - start
         progress = config.progress(state.step, state.seconds)
+        window.append(facts)
         if state.step % 50 == 0 or progress >= 1:
-            log("step", step=state.step, seconds=state.seconds, **facts)
+            log("step", step=state.step, seconds=state.seconds, **_mean(window))
+            window.clear()
         if state.seconds - evaluated >= config.evaluate_every and progress < 1:
             evaluated = state.seconds
             _report(state, config, heldout, facts, log, say)
@@ -218,6 +223,10 @@ def _loop(
             _save(state, folder)
     _save(state, folder)
     return _report(state, config, heldout, {}, log, say)
+
+
+def _mean(window: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(f[name] for f in window) / len(window) for name in window[0]}
 
 
 def train_step(
