@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenflow.cli._strip import MARGIN, PER_ROW, strip
+from tokenflow.cli._strip import MARGIN, strip
 from tokenflow.samples import SCENE
 from tokenflow.tokenizer.processing import open_image
 
@@ -89,7 +89,7 @@ def test_many_scales_go_into_rows():
     pictures = [Image.new("RGB", (27, 27), (9 * n, 0, 0)) for n in range(16)]
     labels = [(str(n), "") for n in range(16)]
     sheet = strip(pictures, labels, "below", side=50)
-    assert sheet.width == PER_ROW * (50 + MARGIN) + MARGIN
+    assert sheet.width == 8 * (50 + MARGIN) + MARGIN  # two rows of eight
     step = 50 + 2 * 18 + 2 * MARGIN
-    assert sheet.getpixel((MARGIN + 3, MARGIN + step + 3)) == (9 * PER_ROW, 0, 0)
+    assert sheet.getpixel((MARGIN + 3, MARGIN + step + 3)) == (9 * 8, 0, 0)
     assert sheet.height > 2 * step

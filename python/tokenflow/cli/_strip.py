@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-PER_ROW = 8
+PER_ROW = 10  # at most
 MARGIN, LINE = 10, 18  # pixels
 PAPER, INK, PALE = "white", "#202428", "#6a7178"
 
@@ -23,8 +23,8 @@ def strip(
         caption: A pale line at the foot.
         side: Width of a picture in the strip.
     """
-    columns = min(PER_ROW, len(pictures))
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(pictures) // PER_ROW)
+    columns = -(-len(pictures) // rows)
     height = round(side * pictures[0].height / pictures[0].width)
     step_x, step_y = side + MARGIN, height + 2 * LINE + 2 * MARGIN
     width = columns * step_x + MARGIN
