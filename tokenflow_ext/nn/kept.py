@@ -69,11 +69,13 @@ class KeptBooks:
             ):
                 return ready
         _watch_optimizers()
+        # The detached books hold their memory, so that no other can take its address.
+        # Looked at before they are read: what another thread changes then is seen.
+        seen = [(book.detach(), book._version) for book in books]
+        steps = _optimizer_steps
         with torch.inference_mode(False):
             ready = prepare(*books, normalize=normalize)
-        # The detached books hold their memory, so that no other can take its address.
-        seen = [(book.detach(), book._version) for book in books]
-        self._kept = seen, _optimizer_steps, ready
+        self._kept = seen, steps, ready
         return ready
 
     def __reduce__(self) -> tuple[type[KeptBooks], tuple[()]]:  # noqa: D105

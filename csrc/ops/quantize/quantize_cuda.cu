@@ -6,8 +6,9 @@ Algorithm  A block sweeps its part of the book for kQueries queries: float32 sco
            query's threshold are listed in shared memory, scored again in float64 in
            the contract's order, and only those exact scores decide.
 Tiles      64 queries × 64 entries, 256 threads, the width in chunks of 32.
-Shared     2 · 64 · 33 floats for the tile, 4096 two-byte candidates, five words a
-query. Parts      Few queries leave the chip empty, so the book is cut into parts along
+Shared     2 · 64 · 33 floats for the tile, 4096 two-byte candidates, and five words
+           per query.
+Parts      Few queries leave the chip empty, so the book is cut into parts along
            blockIdx.y; merge takes the best of them, ties to the smallest entry.
 Traffic    Reads the queries once a part and the book once a 64 queries; N×K is never
            stored. Workspace: packed queries, offsets and one state per query and part.
