@@ -50,7 +50,7 @@ def load_model(name: str, device: str | None = None) -> "TokenFlowTokenizer":
     try:
         model = TokenFlowTokenizer.from_pretrained(name).eval()
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = str(error).strip().splitlines()[0].removeprefix("from_pretrained: ")
         raise OSError(f"the model {name!r} cannot be loaded: {first}") from error
     try:
         return model.to(where)
