@@ -12,8 +12,9 @@ Source: VQGAN, arXiv:2012.09841, as trained in TokenFlow, arXiv:2412.03069.
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from tokenflow_ext.nn import GroupNormSiLU, UpsampleConv
 from torch import Tensor, nn
+
+from tokenflow_ext.nn import GroupNormSiLU, UpsampleConv
 
 GROUPS = 32  # of every GroupNorm, as published
 EPS = 1e-6
