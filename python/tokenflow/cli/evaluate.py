@@ -59,10 +59,13 @@ def reconstruction(
     except ValueError as error:
         raise typer.BadParameter(f"--data: {error}") from error
     note(f"{len(names)} pictures from {data}")
-    result = evaluate_reconstruction(tokenizer, images, batch=batch_size)
     if grid is not None:
-        save_grid(tokenizer, images[:32], grid)
+        try:
+            save_grid(tokenizer, images[:32], grid)
+        except ValueError as error:
+            raise typer.BadParameter(f"--grid: {error}") from error
         note(f"wrote {grid}")
+    result = evaluate_reconstruction(tokenizer, images, batch=batch_size)
     if as_json:
         say_json({"model_name": model, "data": data, **result})
     else:
