@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from tokenflow.tokenizer import processing
 
@@ -150,6 +150,24 @@ def test_a_truncated_file_is_named(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"half\.jpg.*truncated"):
         processing.open_image(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "AVIF"])
+def test_a_damaged_file_is_a_value_error_in_any_format(tmp_path, kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    whole = as_file(gradient(40, 50), kind).getvalue()
+    path, damage, refused = tmp_path / "damaged", random.Random(0), 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(4):
+            content[damage.randrange(len(content))] = damage.randrange(256)
+        path.write_bytes(content)
+        try:
+            processing.open_image(path)
+        except ValueError:
+            refused += 1
+    assert refused > 0
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):

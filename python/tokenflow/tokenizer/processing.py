@@ -54,9 +54,9 @@ def open_image(source: str | os.PathLike | BinaryIO) -> Image.Image:
             f"open_image: {name} must be a picture in a format Pillow reads; "
             "it is not, or its start is damaged"
         ) from None
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+    except (FileNotFoundError, IsADirectoryError, PermissionError, ValueError):
         raise
-    except (OSError, SyntaxError, EOFError) as error:
+    except Exception as error:  # given damaged bytes, a decoder may raise anything
         raise ValueError(
             f"open_image: {name} must be a whole picture; it is truncated or damaged "
             f"({error})"
