@@ -9,6 +9,7 @@ Source: the published training code; names in its state_dict.
 
 import argparse
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
@@ -31,6 +32,7 @@ from tokenflow.tokenizer.transformer import (
 CONTAINERS = ("ema", "model", "state_dict")  # the first present holds the weights
 SHIPPED = Path(__file__).resolve().parent / "weights"  # models inside the package
 SHOWN = 5  # differing names in a message
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 Names = tuple[tuple[str, str], ...]  # (upstream's, ours)
 _PARTS: Names = (
@@ -349,7 +351,8 @@ def replacing(folder: str | PathLike) -> Iterator[Path]:
     """Yield a new folder whose files take their place in `folder` at the end.
 
     When the body fails, `folder` is as it was before and nothing else is left. Other
-    files that are in `folder` already stay there.
+    files that are in `folder` already stay there, but for weights that the new ones
+    replace: one whole file beside a newer index of shards would be read first.
 
     Raises:
         NotADirectoryError: `folder` is a file.
@@ -363,9 +366,18 @@ def replacing(folder: str | PathLike) -> Iterator[Path]:
         yield made
         made.chmod(0o755)
         if folder.exists():
-            for file in sorted(made.iterdir()):
+            files = sorted(made.iterdir())
+            for file in files:
                 replace(file, folder / file.name)
+            _remove_older_weights(folder, {file.name for file in files})
         else:
             replace(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_older_weights(folder: Path, written: set[str]) -> None:
+    if any(_WEIGHTS.fullmatch(name) for name in written):
+        for file in folder.iterdir():
+            if _WEIGHTS.fullmatch(file.name) and file.name not in written:
+                file.unlink()

@@ -271,6 +271,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
+def test_shards_and_a_whole_file_replace_each_other(tmp_path):
+    whole, shards = tiny(), TokenFlowTokenizer(tiny_config()).eval()
+    assert not same_weights(whole, shards)
+    whole.save_pretrained(tmp_path)
+    (tmp_path / "model.other.safetensors").write_text("somebody else's")
+    shards.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert same_weights(TokenFlowTokenizer.from_pretrained(tmp_path), shards)
+    whole.save_pretrained(tmp_path)
+    assert same_weights(TokenFlowTokenizer.from_pretrained(tmp_path), whole)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["config.json", "model.other.safetensors", "model.safetensors"]
+
+
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(NotADirectoryError, match="taken must be a folder"):
