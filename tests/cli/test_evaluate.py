@@ -33,4 +33,11 @@ def test_a_grid_of_too_few_pictures_is_a_usage_error(run, model, photos, tmp_pat
 def test_data_that_is_not_there_is_named(run, model, tmp_path):
     words = ("--model", model, "--data", tmp_path / "none")
     code, out, err = run("evaluate", "reconstruction", *words)
-    assert (code, out) == (3, "") and "'glyphs', 'photos' or a folder" in err
+    assert (code, out) == (2, "") and "'glyphs', 'photos' or a folder" in err
+
+
+def test_a_damaged_picture_is_a_failure_and_named(run, model, photos):
+    (photos / "broken.png").write_text("no picture")
+    code, out, err = run("evaluate", "reconstruction", "-m", model, "--data", photos)
+    assert (code, out) == (1, "")
+    assert err.startswith("failed: ") and "broken.png" in err

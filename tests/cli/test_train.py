@@ -47,17 +47,24 @@ def test_a_recipe_becomes_a_model_and_can_go_on(run, recipe, tmp_path):
     model = TokenFlowTokenizer.from_pretrained(result["model"])
     assert model.config.codebook_size == 32
     code, _, err = run(*words, "--recipe", recipe)
-    assert code == 3 and "resume it" in err
+    assert code == 2 and "resume it" in err
     code, out, _ = run(*words, "--resume", "--steps", 3)
     assert code == 0 and json.loads(out)["steps"] == 3
 
 
 def test_mistakes_in_a_recipe_are_usage_errors(run, recipe, tmp_path):
     code, _, err = run("train", "tokenizer", "--recipe", tmp_path / "none.toml")
-    assert code == 3 and "recipe must be one of" in err
+    assert code == 2 and "recipe must be one of" in err
     recipe.write_text("speed = 3")
     code, _, err = run("train", "tokenizer", "--recipe", recipe)
     assert code == 2 and "['speed']" in err
+    recipe.write_text("steps = 3\npreset = 'maxi'")
+    code, _, err = run("train", "tokenizer", "--recipe", recipe)
+    assert code == 2 and "got 'maxi'" in err
+    words = ("train", "tokenizer", "--resume", "--out", tmp_path / "none")
+    code, _, err = run(*words)
+    assert code == 2 and "nothing to resume" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
 
 def test_a_missing_font_is_an_environment_error(run, recipe, tmp_path, monkeypatch):

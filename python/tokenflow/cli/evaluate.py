@@ -51,13 +51,18 @@ def reconstruction(
         save_grid,
     )
 
+    if data not in ("glyphs", "photos") and not Path(data).is_dir():
+        raise typer.BadParameter(
+            f"--data must be 'glyphs', 'photos' or a folder, got {data}"
+        )
     tokenizer = load_model(model, device)
     try:
         images, names = pictures.load(
             data, size=tokenizer.config.image_size, count=count
         )
     except ValueError as error:
-        raise typer.BadParameter(f"--data: {error}") from error
+        note(f"failed: {error}")
+        raise typer.Exit(1) from None
     note(f"{len(names)} pictures from {data}")
     if grid is not None:
         try:

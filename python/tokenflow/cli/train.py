@@ -46,6 +46,7 @@ def tokenizer(
     """
     import dataclasses
 
+    from tokenflow import TokenFlowConfig
     from tokenflow.training.config import load
     from tokenflow.training.run import read_recipe
     from tokenflow.training.tokenizer import train_tokenizer
@@ -58,9 +59,13 @@ def tokenizer(
             config = dataclasses.replace(read_recipe(out), **changes)
         else:
             config = load(recipe, **changes)
-    except ValueError as error:
+        TokenFlowConfig.preset(config.preset, **config.model)
+    except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    facts = train_tokenizer(config, out, resume=resume, device=device, say=note)
+    try:
+        facts = train_tokenizer(config, out, resume=resume, device=device, say=note)
+    except FileExistsError as error:
+        raise typer.BadParameter(str(error)) from error
     if as_json:
         say_json({"model": str(out / "model"), **facts})
     else:
