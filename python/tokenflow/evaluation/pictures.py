@@ -54,8 +54,8 @@ def load(source: str, *, size: int, count: int = 512) -> tuple[Tensor, list[str]
     if source == "glyphs":
         return _glyphs(size, count)
     if source == "photos":
-        pictures = [Image.fromarray(array) for array in _photos().values()]
-        return _stack(pictures, size), list(_photos())
+        photos = _photos()
+        return _stack([*photos.values()], size), [*photos]
     paths = _files(Path(source))[:count]
     return _stack([open_image(path) for path in paths], size), [p.name for p in paths]
 
@@ -84,16 +84,16 @@ def _files(folder: Path) -> list[Path]:
     return paths
 
 
-def _photos() -> dict[str, np.ndarray]:
-    """Return the installed sample photographs by name, uint8."""
-    found: dict[str, np.ndarray] = {}
+def _photos() -> dict[str, Image.Image]:
+    """Return the installed sample photographs by name."""
+    found: dict[str, Image.Image] = {}
     try:
         import skimage.data
 
         folder = Path(skimage.data.__file__).parent
         for name in PHOTOS:
             if (folder / name).is_file():
-                found[f"scikit-image/{name}"] = np.array(open_image(folder / name))
+                found[f"scikit-image/{name}"] = open_image(folder / name)
     except ImportError:
         pass
     try:
@@ -101,7 +101,7 @@ def _photos() -> dict[str, np.ndarray]:
 
         folder = Path(sklearn.datasets.__file__).parent / "images"
         for path in sorted(folder.glob("*.jpg")):
-            found[f"scikit-learn/{path.name}"] = np.array(open_image(path))
+            found[f"scikit-learn/{path.name}"] = open_image(path)
     except ImportError:
         pass
     if not found:
