@@ -41,7 +41,9 @@ $(VENV)/env.stamp: constraints-dev.txt
 	  test -x $(PY) || test $$free -ge $(NEEDED_MB) || $(call fail,about $(NEEDED_MB) MB \
 	  of free disk are needed here for the environment and the build; $$free MB are left)
 	@echo "make: installing what constraints-dev.txt names into $(VENV)"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || $(call fail,$(PYTHON) \
+	  could not make the environment $(VENV) (Debian and Ubuntu: apt-get install \
+	  python3-venv))
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) -r constraints-dev.txt
 	@touch $@
