@@ -84,6 +84,12 @@ def test_a_missing_font_names_the_package(monkeypatch, tmp_path):
         glyphs.font_path()
 
 
+def test_a_font_that_draws_nothing_is_named(font, monkeypatch):
+    monkeypatch.setattr(glyphs, "_RANGES", ((0xE000, 0xE010),))  # nobody's glyphs
+    with pytest.raises(ValueError, match="must hold colour bitmaps"):
+        glyphs.load_glyphs.__wrapped__(font)
+
+
 def test_wrong_arguments_are_named(font):
     with pytest.raises(ValueError, match="split must be one of"):
         glyphs.GlyphPictures("test")

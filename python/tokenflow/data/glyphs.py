@@ -85,6 +85,9 @@ def load_glyphs(path: Path) -> dict[int, Image.Image]:
     A sprite is SPRITE x SPRITE with the glyph's own proportions, centred.
     Regional indicators, skin tones and the keycap, which are parts of other
     glyphs, are left out. About 1 s and 25 MB, once per process.
+
+    Raises:
+        ValueError: The font draws none of them (one of outlines may not).
     """
     font = ImageFont.truetype(str(path), FONT_SIZE)
     sprites = {}
@@ -102,6 +105,11 @@ def load_glyphs(path: Path) -> dict[int, Image.Image]:
         corner = ((side - box[2] + box[0]) // 2, (side - box[3] + box[1]) // 2)
         square.paste(canvas.crop(box), corner)
         sprites[code] = square.resize((SPRITE, SPRITE), Image.Resampling.LANCZOS)
+    if not sprites:
+        raise ValueError(
+            f"glyphs: {path} must hold colour bitmaps as Noto Color Emoji does, "
+            "no glyph of it can be drawn"
+        )
     return sprites
 
 
