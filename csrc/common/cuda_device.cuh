@@ -42,4 +42,16 @@ __device__ inline int64_t launch_item() {
   return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
 }
 
+// Pieces of one allocation, each at a multiple of 256 bytes.
+struct Carver {
+  char* base;
+  int64_t used = 0;
+  template <typename T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(base + used);
+    used += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+    return piece;
+  }
+};
+
 }  // namespace tokenflow

@@ -26,6 +26,15 @@ inline Parallel torch_parallel() {
   return parallel;
 }
 
+// A kernel follows the device of one tensor, so the others must live there too.
+template <class... Others>
+void check_device(const char* op, const Tensor& first, const Others&... others) {
+  const bool same = ((others.is_cuda() == first.is_cuda() &&
+                      others.get_device_index() == first.get_device_index()) &&
+                     ...);
+  STD_TORCH_CHECK(same, op, ": all tensors must be on one device");
+}
+
 inline Tensor as_float32(const Tensor& t) {
   Tensor f = t.scalar_type() == ScalarType::Float
                  ? t

@@ -49,6 +49,15 @@ TFX_HD float normalized(float x, double norm) {
   return static_cast<float>(static_cast<double>(x) / norm);
 }
 
+// Writes one half of an entry as it is compared; returns its squared norm as given.
+TFX_HD double write_half(const float* in, int64_t width, bool normalize, float* out) {
+  const double squares = sum_of_squares(in, width);
+  const double norm = row_norm(squares);
+  for (int64_t d = 0; d < width; ++d)
+    out[d] = normalize ? normalized(in[d], norm) : in[d];
+  return squares;
+}
+
 // Σ a_d·b_d in float64, d = 0, 1, 2, … in order.
 TFX_HD double exact_dot(const float* a, int64_t stride_a, const float* b,
                         int64_t width) {

@@ -1,7 +1,7 @@
 """What holds for every op alike: one small call each, on every device.
 
-The same small calls run under compute-sanitizer, and on a GPU under the rules of CUDA:
-equal to the CPU, on the caller's stream, recorded by a graph, never synchronising.
+On a GPU that includes the rules of CUDA: equal to the CPU, on the caller's stream,
+recorded by a graph, never synchronising.
 """
 
 import pytest
@@ -65,7 +65,6 @@ def test_no_public_op_is_left_out():
     assert functions - set(NAMES) == {"accelerate_vq", "fuse_decoder"}
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_call_is_finite_and_repeats_itself(name, device):
     run = call(name, device)

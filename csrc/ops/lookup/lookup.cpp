@@ -19,6 +19,7 @@ struct LookupInputs {
 
 LookupInputs lookup_inputs(const Tensor& indices, const Tensor& semantic_book,
                            const Tensor& pixel_book, bool normalize) {
+  check_device("lookup", indices, semantic_book);
   LookupInputs in{indices_of(indices), books_of(semantic_book, pixel_book, normalize),
                   indices, 0};
   in.n = in.indices.numel();
@@ -46,6 +47,7 @@ struct BackwardInputs {
 BackwardInputs backward_inputs(const Tensor& grad, const Tensor& indices,
                                const Tensor& semantic_book, const Tensor& pixel_book,
                                bool normalize) {
+  check_device("lookup_backward", grad, indices, semantic_book);
   BackwardInputs in{as_float32(grad),
                     indices_of(indices),
                     books_of(semantic_book, pixel_book, normalize),

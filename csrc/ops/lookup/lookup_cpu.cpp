@@ -15,11 +15,6 @@ Memory     O(n + k) for the lists, one row of float64 per thread.
 namespace tokenflow {
 namespace {
 
-void write_half(HalfRow half, bool normalize, float* out) {
-  const double by = divisor(half, normalize);
-  for (int64_t d = 0; d < half.width; ++d) out[d] = normalized(half.x[d], by);
-}
-
 // The rows that name each entry: rows[first[k]] up to rows[first[k + 1]].
 struct Lists {
   std::vector<int64_t> first, rows;
@@ -49,9 +44,10 @@ void lookup_cpu(const int64_t* indices, int64_t n, const Books& books, float* ro
     for (int64_t i = begin; i < end; ++i) {
       float* row = rows + i * width;
       if (is_inside(indices[i], books.k)) {
-        write_half(half_row(books, indices[i], false), books.normalize, row);
-        write_half(half_row(books, indices[i], true), books.normalize,
-                   row + books.semantic_width);
+        const HalfRow semantic = half_row(books, indices[i], false);
+        const HalfRow pixel = half_row(books, indices[i], true);
+        write_half(semantic.x, semantic.width, books.normalize, row);
+        write_half(pixel.x, pixel.width, books.normalize, row + semantic.width);
       } else {
         std::fill(row, row + width, 0.0f);
       }

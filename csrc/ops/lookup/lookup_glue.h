@@ -14,6 +14,7 @@ struct BookTensors {
 
 inline BookTensors books_of(const Tensor& semantic_book, const Tensor& pixel_book,
                             bool normalize) {
+  check_device("lookup", semantic_book, pixel_book);
   BookTensors books{as_float32(semantic_book), as_float32(pixel_book), {}};
   STD_TORCH_CHECK(books.semantic.dim() == 2 && books.pixel.dim() == 2 &&
                       books.semantic.size(0) == books.pixel.size(0),

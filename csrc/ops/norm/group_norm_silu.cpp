@@ -42,6 +42,7 @@ void fill(const Tensor& x, const Tensor& weight_given, const Tensor& bias_given,
 void check(const Tensor& x, const Tensor& weight, const Tensor& bias,
            int64_t num_groups) {
   STD_TORCH_CHECK(x.dim() >= 2, "group_norm_silu: x must be [B, C, ...]");
+  check_device("group_norm_silu", x, weight, bias);
   STD_TORCH_CHECK(num_groups > 0 && x.size(1) % num_groups == 0,
                   "group_norm_silu: num_groups must divide the channels of x");
   STD_TORCH_CHECK(weight.numel() == x.size(1) && bias.numel() == x.size(1),
@@ -62,6 +63,7 @@ template <Path path>
 void out_variant(const Tensor& x_given, const Tensor& weight, const Tensor& bias,
                  int64_t num_groups, double eps, Tensor out) {
   check(x_given, weight, bias, num_groups);
+  check_device("group_norm_silu", x_given, out);
   STD_TORCH_CHECK(
       sizes_of(out) == sizes_of(x_given) && out.scalar_type() == x_given.scalar_type(),
       "group_norm_silu: out must have the shape and dtype of x");

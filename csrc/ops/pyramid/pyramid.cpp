@@ -65,6 +65,8 @@ QuantizeInputs quantize_inputs(const Tensor& features, const Tensor& rows,
                       limits.scalar_type() == ScalarType::Double &&
                       squares.numel() == 2 * rows.size(0) && limits.numel() == 3,
                   "pyramid_quantize: prepared books have another shape or dtype");
+  check_device("pyramid_quantize", features, rows, squares, limits, row_weights,
+               column_weights);
   QuantizeInputs in{as_float32(features),
                     torch::stable::contiguous(rows),
                     torch::stable::contiguous(squares),
@@ -119,6 +121,7 @@ LookupInputs lookup_inputs(const Tensor& indices, const Tensor& semantic_book,
                            const Tensor& pixel_book, const Tensor& row_weights,
                            const Tensor& column_weights, std::vector<int64_t> scales,
                            bool normalize) {
+  check_device("pyramid_lookup", indices, semantic_book, row_weights, column_weights);
   const BookTensors books = books_of(semantic_book, pixel_book, normalize);
   LookupInputs in{indices_of(indices), books,
                   pyramid_of(row_weights, column_weights, std::move(scales),

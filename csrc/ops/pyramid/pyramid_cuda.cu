@@ -80,18 +80,6 @@ __global__ void add_enlarged(int64_t items, const float* entries, int64_t stride
   if (residual) residual[i] -= value;
 }
 
-// Pieces of one allocation, each at a multiple of 256 bytes.
-struct Carver {
-  char* base;
-  int64_t used = 0;
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base + used);
-    used += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
-    return piece;
-  }
-};
-
 struct Workspace {
   float *residual, *total, *semantic, *pixel, *entries;
   int64_t* found;

@@ -21,6 +21,7 @@ struct PrepareInputs {
 PrepareInputs prepare_inputs(const Tensor& semantic_book,
                              const std::optional<Tensor>& pixel_book) {
   STD_TORCH_CHECK(semantic_book.dim() == 2, "prepare: semantic_book must be [K, Ds]");
+  check_device("prepare", semantic_book, pixel_book ? *pixel_book : semantic_book);
   const Tensor semantic = as_float32(semantic_book);
   const Tensor pixel = pixel_book ? as_float32(*pixel_book) : semantic;
   const int64_t k = semantic.size(0), ds = semantic.size(1);
@@ -57,6 +58,7 @@ QuantizeInputs quantize_inputs(const Tensor& semantic,
                                const std::optional<Tensor>& pixel, const Tensor& rows,
                                const Tensor& squares, const Tensor& limits,
                                double pixel_weight, bool normalize) {
+  check_device("quantize", semantic, pixel ? *pixel : semantic, rows, squares, limits);
   QuantizeInputs in{as_float32(semantic),
                     pixel ? as_float32(*pixel) : as_float32(semantic),
                     torch::stable::contiguous(rows),

@@ -16,7 +16,8 @@ Memory     O(n + k): packed queries, one state per query and part, offsets per e
 namespace tokenflow {
 namespace {
 
-constexpr int64_t kBlock = 1024;    // entries that stay in L2 while panels pass
+constexpr int64_t kBlock = 1020;    // entries that stay in L2 while panels pass; whole
+                                    // tiles of every instruction set
 constexpr int64_t kMinPart = 2048;  // entries below which splitting the book costs more
 
 struct EntrySquares {
@@ -27,15 +28,6 @@ struct EntrySquares {
     pixel = std::max(pixel, other.pixel);
   }
 };
-
-// Writes one half of an entry; returns its squared norm.
-double write_half(const float* in, int64_t width, bool normalize, float* out) {
-  const double squares = sum_of_squares(in, width);
-  const double norm = row_norm(squares);
-  for (int64_t d = 0; d < width; ++d)
-    out[d] = normalize ? normalized(in[d], norm) : in[d];
-  return squares;
-}
 
 EntrySquares write_entry(const float* semantic, int64_t semantic_width,
                          const float* pixel, int64_t pixel_width, bool normalize,

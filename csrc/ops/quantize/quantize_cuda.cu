@@ -51,9 +51,8 @@ struct Workspace {
   double* offset;  // [k]
   double* best;    // [parts, n]
   int64_t* index;  // [parts, n]
+  int64_t bytes;
 };
-
-int64_t align(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 int parts_for(int64_t n, int64_t k, int device) {
   int processors = 1;
@@ -66,26 +65,20 @@ int parts_for(int64_t n, int64_t k, int device) {
       std::clamp<int64_t>(std::min(wanted, k / (4 * kEntries)), 1, 1024));
 }
 
-Workspace carve(void* memory, int64_t n, int64_t k, int64_t width, int64_t parts,
-                int64_t* bytes) {
-  char* at = static_cast<char*>(memory);
-  auto take = [&at](int64_t size) {
-    char* piece = at;
-    at += align(size);
-    return piece;
-  };
+Workspace carve(void* memory, int64_t n, int64_t k, int64_t width, int64_t parts) {
+  Carver carver{static_cast<char*>(memory)};
   Workspace w;
-  w.query = reinterpret_cast<float*>(take(n * width * sizeof(float)));
-  w.error = reinterpret_cast<double*>(take(n * sizeof(double)));
-  w.offset = reinterpret_cast<double*>(take(k * sizeof(double)));
-  w.best = reinterpret_cast<double*>(take(parts * n * sizeof(double)));
-  w.index = reinterpret_cast<int64_t*>(take(parts * n * sizeof(int64_t)));
-  *bytes = at - static_cast<char*>(memory);
+  w.query = carver.take<float>(n * width);
+  w.error = carver.take<double>(n);
+  w.offset = carver.take<double>(k);
+  w.best = carver.take<double>(parts * n);
+  w.index = carver.take<int64_t>(parts * n);
+  w.bytes = carver.used;
   return w;
 }
 
 __global__ void pack_queries(Queries queries, PreparedBook book, Workspace w) {
-  const int64_t n = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  const int64_t n = launch_item();
   if (n >= queries.n) return;
   const int64_t ds = book.semantic_width, dp = book.pixel_width, width = ds + dp;
   const float* semantic = queries.semantic + n * ds;
@@ -110,7 +103,7 @@ __global__ void pack_queries(Queries queries, PreparedBook book, Workspace w) {
 }
 
 __global__ void entry_offsets(PreparedBook book, float pixel_weight, double* offset) {
-  const int64_t k = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  const int64_t k = launch_item();
   if (k < book.k)
     offset[k] =
         entry_offset(book.squares[2 * k], book.squares[2 * k + 1], pixel_weight);
@@ -255,21 +248,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void merge(Workspace w, int64_t n, int parts, int64_t* indices) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  const int64_t i = launch_item();
   if (i >= n) return;
   int64_t winner = i;
   for (int part = 1; part < parts; ++part)  // in order: ties go to the smallest
     if (w.best[part * n + i] > w.best[winner]) winner = part * n + i;
   indices[i] = w.index[winner];
-}
-
-__device__ double write_half(const float* in, int64_t width, bool normalize,
-                             float* out) {
-  const double squares = sum_of_squares(in, width);
-  const double norm = row_norm(squares);
-  for (int64_t d = 0; d < width; ++d)
-    out[d] = normalize ? normalized(in[d], norm) : in[d];
-  return squares;
 }
 
 // Squares are never negative, so their bits order as integers.
@@ -281,7 +265,7 @@ __device__ void raise_limit(double* limit, double value) {
 __global__ void prepare_entries(const float* semantic, const float* pixel, int64_t k,
                                 int64_t ds, int64_t dp, bool normalize, float* rows,
                                 double* squares, double* limits) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  const int64_t i = launch_item();
   if (i >= k) return;
   float* row = rows + i * (ds + dp);
   const double s = write_half(semantic + i * ds, ds, normalize, row);
@@ -299,10 +283,6 @@ __global__ void prepare_entries(const float* semantic, const float* pixel, int64
   raise_limit(limits + 2, squares[2 * i + 1]);
 }
 
-unsigned blocks_of(int64_t items, int threads) {
-  return static_cast<unsigned>((items + threads - 1) / threads);
-}
-
 }  // namespace
 
 void prepare_cuda(const float* semantic_book, const float* pixel_book, int64_t k,
@@ -312,16 +292,14 @@ void prepare_cuda(const float* semantic_book, const float* pixel_book, int64_t k
   const DeviceGuard guard(device);
   const auto s = static_cast<cudaStream_t>(stream);
   check_cuda(cudaMemsetAsync(limits, 0, 3 * sizeof(double), s), "prepare");
-  prepare_entries<<<blocks_of(k, 128), 128, 0, s>>>(semantic_book, pixel_book, k,
-                                                    semantic_width, pixel_width,
-                                                    normalize, rows, squares, limits);
+  prepare_entries<<<launch_blocks(k, 128), 128, 0, s>>>(
+      semantic_book, pixel_book, k, semantic_width, pixel_width, normalize, rows,
+      squares, limits);
   check_cuda(cudaGetLastError(), "prepare");
 }
 
 int64_t quantize_cuda_workspace(int64_t n, int64_t k, int64_t width, int device) {
-  int64_t bytes = 0;
-  carve(nullptr, n, k, width, parts_for(n, k, device), &bytes);
-  return std::max<int64_t>(bytes, 1);
+  return carve(nullptr, n, k, width, parts_for(n, k, device)).bytes;
 }
 
 void quantize_cuda(const Queries& queries, const PreparedBook& book, int64_t* indices,
@@ -330,15 +308,14 @@ void quantize_cuda(const Queries& queries, const PreparedBook& book, int64_t* in
   const DeviceGuard guard(device);
   const auto s = static_cast<cudaStream_t>(stream);
   const int parts = parts_for(queries.n, book.k, device);
-  int64_t bytes = 0;
   const Workspace w = carve(workspace, queries.n, book.k,
-                            book.semantic_width + book.pixel_width, parts, &bytes);
-  pack_queries<<<blocks_of(queries.n, 128), 128, 0, s>>>(queries, book, w);
-  entry_offsets<<<blocks_of(book.k, 256), 256, 0, s>>>(book, queries.pixel_weight,
-                                                       w.offset);
-  const dim3 grid(blocks_of(queries.n, kQueries), parts);
+                            book.semantic_width + book.pixel_width, parts);
+  pack_queries<<<launch_blocks(queries.n, 128), 128, 0, s>>>(queries, book, w);
+  entry_offsets<<<launch_blocks(book.k, 256), 256, 0, s>>>(book, queries.pixel_weight,
+                                                           w.offset);
+  const dim3 grid(launch_blocks(queries.n, kQueries), parts);
   sweep<<<grid, kThreads, 0, s>>>(w, book, queries.n, (book.k + parts - 1) / parts);
-  merge<<<blocks_of(queries.n, 256), 256, 0, s>>>(w, queries.n, parts, indices);
+  merge<<<launch_blocks(queries.n, 256), 256, 0, s>>>(w, queries.n, parts, indices);
   check_cuda(cudaGetLastError(), "quantize");
 }
 

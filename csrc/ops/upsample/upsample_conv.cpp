@@ -45,6 +45,7 @@ void fill(const Tensor& x_given, const Tensor& weight_given,
 std::vector<int64_t> result_size(const Tensor& x, const Tensor& weight,
                                  const std::optional<Tensor>& bias) {
   STD_TORCH_CHECK(x.dim() == 4, "upsample_conv: x must be [B, C, H, W]");
+  check_device("upsample_conv", x, weight, bias ? *bias : weight);
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) &&
                       weight.size(2) == 3 && weight.size(3) == 3,
                   "upsample_conv: weight must be [Co, C, 3, 3]");
@@ -64,6 +65,7 @@ template <Path path>
 void out_variant(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
                  Tensor out) {
   const std::vector<int64_t> size = result_size(x, weight, bias);
+  check_device("upsample_conv", x, out);
   STD_TORCH_CHECK(sizes_of(out) == size && out.scalar_type() == x.scalar_type(),
                   "upsample_conv: out must have the shape and dtype of the result");
   if (out.is_contiguous() || is_channels_last(out))

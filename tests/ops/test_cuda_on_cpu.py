@@ -1,0 +1,69 @@
+"""The CUDA kernels give the CPU's results, without a GPU: run on threads of the CPU.
+
+Every .cu file is compiled by the C++ compiler against tests/cuda_on_cpu, where a CUDA
+thread is a thread. That shows what the code means: indices, tails, barriers, atomics,
+workspaces; not what nvcc or a GPU make of it. The sanitizers see races and steps
+outside of memory.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIM = ROOT / "tests" / "cuda_on_cpu"
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+FLAVOURS = {
+    "plain": (["-O2"], []),
+    "addresses": (["-O1", "-g", "-fsanitize=address,undefined"], ["brief"]),
+    "races": (["-O1", "-g", "-fsanitize=thread"], ["races"]),
+}
+
+
+def without_launches(source):
+    """kernel<<<how>>>(args) -> cuda_on_cpu::launch(how, [&] { kernel(args); })."""
+    while match := re.search(r"(\w+)<<<(.*?)>>>\(", source, re.DOTALL):
+        depth, end = 1, match.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(source[end], 0)
+            end += 1
+        call = f"{match[1]}({source[match.end() : end]}"
+        replaced = f"cuda_on_cpu::launch({match[2]}, [&] {{ {call}; }})"
+        source = source[: match.start()] + replaced + source[end:]
+    return source
+
+
+def build(folder, flags):
+    """Compile the kernels of both kinds and check.cpp; return the program."""
+    sources = [SHIM / "check.cpp", ROOT / "csrc" / "common" / "isa.cpp"]
+    for path in sorted(ROOT.glob("csrc/ops/*/*.cu")):
+        rewritten = folder / f"{path.stem}.cu.cpp"
+        rewritten.write_text(without_launches(path.read_text()))
+        sources.append(rewritten)
+    sources += sorted(ROOT.glob("csrc/ops/*/*_cpu.cpp"))
+    sources += sorted(ROOT.glob("csrc/ops/*/*_simd.cpp"))
+    program = folder / "check"
+    command = [COMPILER, "-std=c++20", "-ffp-contract=off", "-pthread", "-w"]
+    command += ["-DTFX_ISA=portable", f"-I{SHIM}", f"-I{ROOT / 'csrc'}", *flags]
+    subprocess.run([*command, *map(str, sources), "-o", str(program)], check=True)
+    return program
+
+
+def test_launches_are_rewritten():
+    source = "f<<<g(n, 2), 64, 0,\n s>>>(a, h(b));"
+    expected = "cuda_on_cpu::launch(g(n, 2), 64, 0,\n s, [&] { f(a, h(b)); });"
+    assert without_launches(source) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_cuda_kernels_equal_cpu_kernels(flavour, tmp_path):
+    flags, arguments = FLAVOURS[flavour]
+    program = build(tmp_path, flags)
+    run = subprocess.run([program, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr[-4000:]
+    assert "0 failed" in run.stdout
