@@ -168,7 +168,7 @@ def read_upstream(source: str | PathLike) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"convert: {path} must hold tensors and plain values only, and be whole; "
-            f"refused to unpickle: {_first_line(error)}"
+            f"refused to unpickle {_asked_for(error)}"
         ) from None
     except (RuntimeError, EOFError, KeyError, AttributeError, OSError) as error:
         raise ValueError(
@@ -176,6 +176,12 @@ def read_upstream(source: str | PathLike) -> dict[str, Tensor]:
             f"something else ({_first_line(error)})"
         ) from None
     return _weights_in(content, path)
+
+
+def _asked_for(error: Exception) -> str:
+    """Say what torch would not unpickle, without its advice to do so all the same."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found[1] if found else "it"
 
 
 def _first_line(error: Exception) -> str:
