@@ -31,11 +31,13 @@ class KeptBooks:
     A change is seen by a tensor's version counter, address and layout, and any step of
     any optimizer counts as one: so loading, edits in place, replaced and moved books
     are met as they are. Edits through `.data` and by replayed CUDA graphs cannot be
-    seen; `drop` after those. Copies and pickles start empty.
+    seen; `drop` after those. Copies and pickles start empty. On CUDA what is kept
+    belongs to the stream that prepared it: another stream prepares anew, and a graph
+    being captured records its own preparation.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[Seen], int, Prepared] | None = None
+        self._kept: tuple[list[Seen], int, Stream, Prepared] | None = None
 
     def drop(self) -> None:
         """Forget what was kept."""
@@ -58,12 +60,14 @@ class KeptBooks:
             not keep
             or torch.compiler.is_compiling()
             or any(book.is_inference() for book in books)
+            or (books[0].is_cuda and torch.cuda.is_current_stream_capturing())
         ):
             return prepare(*books, normalize=normalize)
         if self._kept is not None:
-            seen, steps, ready = self._kept
+            seen, steps, stream, ready = self._kept
             if (
                 steps == _optimizer_steps
+                and stream == _stream(books[0])
                 and ready.normalize == normalize
                 and all(map(_same, seen, books))
             ):
@@ -75,7 +79,7 @@ class KeptBooks:
         steps = _optimizer_steps
         with torch.inference_mode(False):
             ready = prepare(*books, normalize=normalize)
-        self._kept = seen, steps, ready
+        self._kept = seen, steps, _stream(books[0]), ready
         return ready
 
     def __reduce__(self) -> tuple[type[KeptBooks], tuple[()]]:  # noqa: D105
@@ -83,6 +87,14 @@ class KeptBooks:
 
 
 Seen = tuple[Tensor, int]  # a book and its version when it was prepared
+Stream = int | None
+
+
+def _stream(book: Tensor) -> Stream:
+    """Return the CUDA stream that work on `book` goes to now."""
+    if not book.is_cuda:
+        return None
+    return int(torch.cuda.current_stream(book.device).cuda_stream)
 
 
 def _same(seen: Seen, book: Tensor) -> bool:
