@@ -239,6 +239,18 @@ def test_saved_and_loaded_it_is_the_same_tokenizer(tokenizer, images, tmp_path, 
         torch.testing.assert_close(close, expected, atol=2e-2, rtol=0)
 
 
+def test_a_pushed_model_is_named_as_its_folder(tokenizer, tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    asked = []
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", lambda *_, **kwargs: asked.append(kwargs)
+    )
+    tokenizer.save_pretrained(tmp_path / "mine", push_to_hub=True)
+    tokenizer.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/other")
+    assert [kwargs["repo_id"] for kwargs in asked] == ["mine", "me/other"]
+
+
 def test_loading_other_weights_is_refused_by_name(tokenizer, tmp_path):
     state = tokenizer.state_dict()
     del state["quant_conv.bias"]

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -478,6 +479,8 @@ class TokenFlowTokenizer(PreTrainedModel):
                 key: value if key.startswith("quantizer.") else value.to(dtype)
                 for key, value in state.items()
             }
+        if kwargs.get("push_to_hub"):  # would be named after the folder on the way
+            kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
         with checkpoint.replacing(save_directory) as folder, quiet():
             super().save_pretrained(folder, *args, state_dict=state, **kwargs)
 
