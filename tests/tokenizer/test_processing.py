@@ -263,3 +263,10 @@ def test_wrong_input_is_told_what_came(images, error, message):
 def test_an_unknown_way_to_resize_is_refused():
     with pytest.raises(ValueError, match=r"crop.*got 'stretch'"):
         processing.to_batch(gradient(4, 4), 16, "stretch")
+
+
+@pytest.mark.parametrize("size", [0, -8, 64.0, (64,), (64, 0), "64"], ids=repr)
+@pytest.mark.parametrize("resize", processing.RESIZES)
+def test_a_size_that_is_none_is_refused(size, resize):
+    with pytest.raises(ValueError, match="size must be a side or"):
+        processing.to_batch(gradient(4, 4), size, resize)

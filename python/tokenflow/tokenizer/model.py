@@ -176,7 +176,8 @@ class TokenFlowTokenizer(PreTrainedModel):
         Raises:
             TypeError, ValueError: What was given is no picture of a fitting size.
         """
-        batch = processing.to_batch(images, size or self.config.image_size, resize)
+        size = self.config.image_size if size is None else size
+        batch = processing.to_batch(images, size, resize)
         features = self.features(batch.to(self.device))
         pairs = self.schedule(tuple(features.shape[-2:]), scales)
         indices, quantized = self.quantizer.quantize(features, pairs)

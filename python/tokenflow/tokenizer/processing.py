@@ -14,6 +14,7 @@ import os
 import random
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import BinaryIO
 
 import numpy as np
@@ -177,7 +178,8 @@ def fit(
             first and resizes all of it; "squash" resizes and ignores proportions.
 
     Raises:
-        ValueError: The picture is empty, too large or a strip, or `resize` unknown.
+        ValueError: The picture is empty, too large or a strip, `size` no size, or
+            `resize` unknown.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {list(RESIZES)}, got {resize!r}")
@@ -192,7 +194,13 @@ def fit(
 
 
 def _as_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(s, Integral) and s > 0 for s in sides):
+        raise ValueError(
+            "size must be a side or (height, width), positive whole numbers, "
+            f"got {size!r}"
+        )
+    return int(sides[0]), int(sides[1])
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
