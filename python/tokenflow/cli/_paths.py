@@ -24,6 +24,10 @@ class Job(NamedTuple):
     source: Path
     target: Path
 
+    def names(self) -> dict[str, str]:
+        """Return both as a report has them."""
+        return {"input": str(self.source), "output": str(self.target)}
+
 
 def plan(
     sources: Sequence[Path],

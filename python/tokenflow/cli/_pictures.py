@@ -1,4 +1,4 @@
-"""The loop of encode and reconstruct: open pictures, encode them batch by batch."""
+"""What commands do with picture files: open and encode them in batches, write them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,3 +55,16 @@ def encoded(
         if batch:
             some, pictures = (list(part) for part in zip(*batch, strict=True))
             yield Batch(some, pictures, model.encode(pictures))
+
+
+def write_png(picture: "Image.Image", job: Job, report: Report) -> bool:
+    """Write a job's result, whole or not at all; say whether that went well."""
+    from tokenflow._files import writing
+
+    try:
+        with writing(job.target) as beside:
+            picture.save(beside, format="PNG")
+    except OSError as error:
+        report.fail(job.source, error)
+        return False
+    return True

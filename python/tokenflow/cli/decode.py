@@ -18,6 +18,7 @@ from tokenflow.cli._options import (
     progress,
 )
 from tokenflow.cli._paths import Job, plan
+from tokenflow.cli._pictures import write_png
 
 if TYPE_CHECKING:
     from tokenflow import TokenFlowTokenizer
@@ -87,8 +88,6 @@ def _alike(read: Iterable[tuple[Job, "Tokens"]], batch_size: int) -> Iterator[Pa
 def _draw(tokenizer: "TokenFlowTokenizer", batch: Pairs, report: Report) -> None:
     import torch
 
-    from tokenflow._files import writing
-
     first = batch[0][1]
     pictures = tokenizer.decode(
         torch.stack([tokens.indices for _, tokens in batch]),
@@ -96,17 +95,6 @@ def _draw(tokenizer: "TokenFlowTokenizer", batch: Pairs, report: Report) -> None
         grid=tokenizer.grid(*first.size),
     )
     for (job, _), picture in zip(batch, pictures, strict=True):
-        try:
-            with writing(job.target) as beside:
-                picture.save(beside, format="PNG")
-        except OSError as error:
-            report.fail(job.source, error)
-            continue
-        report.done.append(
-            {
-                "input": str(job.source),
-                "output": str(job.target),
-                "width": picture.width,
-                "height": picture.height,
-            }
-        )
+        if write_png(picture, job, report):
+            sides = {"width": picture.width, "height": picture.height}
+            report.done.append({**job.names(), **sides})

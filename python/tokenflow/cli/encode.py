@@ -58,8 +58,7 @@ def encode(
                 continue
             report.done.append(
                 {
-                    "input": str(job.source),
-                    "output": str(job.target),
+                    **job.names(),
                     "tokens": len(indices),
                     "bytes": job.target.stat().st_size,
                 }

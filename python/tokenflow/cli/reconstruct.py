@@ -17,7 +17,7 @@ from tokenflow.cli._options import (
     note,
 )
 from tokenflow.cli._paths import PICTURES, plan
-from tokenflow.cli._pictures import Batch, Resize, Sources, encoded
+from tokenflow.cli._pictures import Batch, Resize, Sources, encoded, write_png
 
 app = typer.Typer()
 
@@ -51,24 +51,12 @@ def reconstruct(
 
 
 def _redraw(tokenizer: Any, batch: Batch, report: Report) -> None:
-    from tokenflow._files import writing
-
     drawn = tokenizer.decode(batch.encoded)
+    tokens = batch.encoded.indices.shape[1]
     for job, original, picture in zip(batch.jobs, batch.pictures, drawn, strict=True):
-        try:
-            with writing(job.target) as beside:
-                picture.save(beside, format="PNG")
-        except OSError as error:
-            report.fail(job.source, error)
-            continue
-        report.done.append(
-            {
-                "input": str(job.source),
-                "output": str(job.target),
-                "tokens": batch.encoded.indices.shape[1],
-                "psnr": psnr(original, picture),
-            }
-        )
+        if write_png(picture, job, report):
+            close = psnr(original, picture)
+            report.done.append({**job.names(), "tokens": tokens, "psnr": close})
 
 
 def psnr(original: Any, picture: Any) -> float:
