@@ -1,9 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files: which are pictures, and how one appears whole or not at all."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES += (".ppm", ".pgm", ".pbm", ".avif")  # suffixes that count within a folder
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tokenflow._files import PICTURES
 from tokenflow.cli import _paths
 from tokenflow.tokenizer import tokfile
 
@@ -115,5 +116,5 @@ def test_results_that_are_there_stay_unless_asked():
 
 
 def test_tokens_and_pictures_are_told_apart_by_suffix():
-    assert tokfile.SUFFIX not in _paths.PICTURES
-    assert all(suffix == suffix.lower() for suffix in _paths.PICTURES)
+    assert tokfile.SUFFIX not in PICTURES
+    assert all(suffix == suffix.lower() for suffix in PICTURES)

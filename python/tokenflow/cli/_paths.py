@@ -14,9 +14,6 @@ from typing import NamedTuple
 
 import typer
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PICTURES += (".ppm", ".pgm", ".pbm", ".avif")
-
 
 class Job(NamedTuple):
     """One input and the file that its result becomes."""

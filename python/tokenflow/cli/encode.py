@@ -2,6 +2,7 @@
 
 import typer
 
+from tokenflow._files import PICTURES
 from tokenflow.cli._options import (
     BatchSize,
     Device,
@@ -12,7 +13,7 @@ from tokenflow.cli._options import (
     Report,
     load_model,
 )
-from tokenflow.cli._paths import PICTURES, plan
+from tokenflow.cli._paths import plan
 from tokenflow.cli._pictures import Resize, Sources, encoded
 
 app = typer.Typer()

@@ -5,6 +5,7 @@ from typing import Any
 
 import typer
 
+from tokenflow._files import PICTURES
 from tokenflow.cli._options import (
     BatchSize,
     Device,
@@ -16,7 +17,7 @@ from tokenflow.cli._options import (
     load_model,
     note,
 )
-from tokenflow.cli._paths import PICTURES, plan
+from tokenflow.cli._paths import plan
 from tokenflow.cli._pictures import Batch, Resize, Sources, encoded, write_png
 
 app = typer.Typer()

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokenflow._files import PICTURES
 from tokenflow.tokenizer.processing import fit, open_image
 
 SEED = 2024  # of the glyph pictures that are judged; training uses others
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PHOTOS = (
     "astronaut.png",
     "chelsea.png",
@@ -78,7 +78,7 @@ def _files(folder: Path) -> list[Path]:
         raise FileNotFoundError(
             f"evaluate: data must be 'glyphs', 'photos' or a folder, got {folder}"
         )
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
     if not paths:
         raise FileNotFoundError(f"evaluate: {folder} must hold pictures, it has none")
     return paths

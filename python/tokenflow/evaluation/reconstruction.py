@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from tokenflow._files import writing
 from tokenflow.evaluation.metrics import perplexity, psnr, ssim, usage
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.processing import to_uint8
@@ -208,4 +209,6 @@ def save_grid(
         )
     sheet = torch.cat(rows, dim=1).permute(1, 2, 0).contiguous()
     picture = Image.fromarray(sheet.numpy())
-    picture.resize((2 * picture.width, 2 * picture.height), 0).save(path)
+    with writing(path) as beside:
+        large = picture.resize((2 * picture.width, 2 * picture.height), 0)
+        large.save(beside, format="PNG")
