@@ -393,6 +393,18 @@ def test_the_pixel_branch_may_work_at_another_size(device):
     assert tokenizer.decode(encoded, output="pt").shape == (1, 3, 42, 42)
 
 
+def test_a_size_at_which_cells_and_patches_part_is_refused():
+    tokenizer = build(
+        image_size=384,
+        grid=27,
+        semantic_encoder={"width": 32, "layers": 1, "patch": 14, "image_size": 384},
+        semantic_decoder={"width": 32, "grid": 27},
+    )
+    assert tokenizer.grid(384, 768) == (27, 54)
+    with pytest.raises(ValueError, match=r"\(27, 63\) from 384×896 .* \(27, 64\)"):
+        tokenizer.grid(384, 896)
+
+
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"8×8 from 64×64 pixels, it makes \(4, 4\)"):
         build(semantic_encoder={"patch": 16})

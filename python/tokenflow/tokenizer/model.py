@@ -139,7 +139,16 @@ class TokenFlowTokenizer(PreTrainedModel):
                 f"encode: height and width of a picture must be multiples of {unit} "
                 f"pixels (native {side}×{side}), got {height}×{width}"
             )
-        return height * native // side, width * native // side
+        cells = height * native // side, width * native // side
+        seen = self.semantic_encoder.grid(height, width)
+        if (
+            seen != cells
+        ):  # patches of 14 in cells of 384 / 27: apart from 896 pixels on
+            raise ValueError(
+                f"encode: the semantic encoder must make a grid of {cells} from "
+                f"{height}×{width} pixels, it makes {seen}; take a smaller picture"
+            )
+        return cells
 
     def schedule(
         self, grid: tuple[int, int], schedule: Schedule | None = None
