@@ -21,6 +21,15 @@ from tokenflow.evaluation.reconstruction import (
 from tokenflow.tokenizer.processing import to_uint8
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A second thread costs more than it brings to matrices this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)

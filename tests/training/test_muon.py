@@ -7,6 +7,15 @@ from torch import nn
 from tokenflow.training.muon import Muon, orthogonal, takes_muon
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A second thread costs more than it brings to matrices this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (32, 288), (200, 40)], ids=str)
 def test_the_step_has_singular_values_near_one(shape):
     torch.manual_seed(0)
