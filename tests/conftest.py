@@ -1,6 +1,5 @@
 """Fixtures every test may use: where the tensors live, and the recorded cases."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -13,32 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(os.environ.get("TOKENFLOW_GOLDEN", ROOT.parent / "shared" / "golden"))
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-
-
-def missing_torchvision_ops():
-    """Define what keeps a torchvision made for CUDA from importing under CPU torch.
-
-    Its compiled part cannot load there, and its Python part then asks for the
-    schemas of two ops it registers. The libraries that judge our models need it.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or torch.version.cuda is not None:
-        return None
-    for compiled in Path(spec.origin).parent.glob("_C.*"):
-        try:
-            torch.ops.load_library(compiled)
-            return None
-        except OSError:
-            continue
-    library = torch.library.Library("torchvision", "DEF")
-    for op in ("nms", "qnms"):
-        library.define(
-            f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-    return library
-
-
-TORCHVISION_OPS = missing_torchvision_ops()  # they exist as long as this does
 
 
 @pytest.fixture(params=DEVICES)
@@ -72,6 +45,19 @@ class Golden:
     def weights(self):
         """The stored upstream state dict, without the sd/ prefix."""
         return {n[3:]: self[n] for n in self.names("sd/")}
+
+
+@pytest.fixture(scope="session")
+def emoji_font():
+    """Path of the font that training pictures are drawn with; CI must have it."""
+    from tokenflow.data import glyphs
+
+    try:
+        return glyphs.font_path()
+    except FileNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -2,10 +2,6 @@
 
 import json
 
-import pytest
-
-pytest.importorskip("skimage")
-
 
 def test_a_folder_is_judged_beside_the_baselines(run, model, photos):
     words = ("--model", model, "--data", photos, "--json", "--device", "cpu")

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tokenflow import TokenFlowTokenizer
-from tokenflow.data import glyphs
 
 RECIPE = """
 steps = 2
@@ -34,11 +33,7 @@ def recipe(tmp_path):
     return path
 
 
-def test_a_recipe_becomes_a_model_and_can_go_on(run, recipe, tmp_path):
-    try:
-        glyphs.font_path()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+def test_a_recipe_becomes_a_model_and_can_go_on(run, recipe, tmp_path, emoji_font):
     words = ("train", "tokenizer", "--out", tmp_path / "run", "--json")
     code, out, err = run(*words, "--recipe", recipe)
     assert code == 0 and "held-out" in err

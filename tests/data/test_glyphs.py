@@ -11,11 +11,8 @@ from tokenflow.data import backgrounds, glyphs
 
 
 @pytest.fixture(scope="module")
-def font():
-    try:
-        return glyphs.font_path()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+def font(emoji_font):
+    return emoji_font
 
 
 @pytest.fixture

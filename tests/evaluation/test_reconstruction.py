@@ -114,7 +114,6 @@ def test_a_grid_shows_originals_over_redrawn(model, images, tmp_path):
 
 
 def test_photographs_are_those_installed():
-    pytest.importorskip("skimage")
     images, names = pictures.load("photos", size=64)
     assert images.shape == (len(names), 3, 64, 64) and images.dtype == torch.uint8
     assert "scikit-image/astronaut.png" in names

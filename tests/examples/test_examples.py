@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -65,7 +64,6 @@ def test_a_folder_becomes_one_array(tmp_path):
 
 
 def test_another_library_gives_the_same_indices():
-    pytest.importorskip("vector_quantize_pytorch")
     out = example("accelerate_another_library.py")
     assert "_codebook" in out and "equal vectors: True" in out
     assert "equal indices: 100.00%" in out

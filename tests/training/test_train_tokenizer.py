@@ -35,11 +35,8 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def font():
-    try:
-        return glyphs.font_path()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+def font(emoji_font):
+    return emoji_font
 
 
 @pytest.fixture(autouse=True)
