@@ -112,6 +112,15 @@ def test_threads_share_a_batch(tmp_path):
     assert all("loss" in e for e in events(tmp_path) if e["event"] == "step")
 
 
+def test_threads_do_not_change_what_comes_out(tmp_path):
+    tensors = []
+    for name in ("0", "1"):
+        train_tokenizer(recipe(steps=3, threads=2), tmp_path / name)
+        tensors.append(run.read_tensors(tmp_path / name / run.CHECKPOINT)[0])
+    for key, value in tensors[0].items():
+        assert torch.equal(value, tensors[1][key]), key
+
+
 @pytest.mark.slow
 def test_training_redraws_better_than_before(tmp_path):
     few, many = tmp_path / "few", tmp_path / "many"

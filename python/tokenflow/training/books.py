@@ -6,6 +6,8 @@ together, so that the pair names something that occurs.
 Source: the idea is Jukebox's random restart, arXiv:2005.00341, section 3.
 """
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,12 +30,21 @@ class Reviver:
         self.books = model.quantizer.books()
         size, device = self.books[0].shape[0], self.books[0].device
         self.idle = torch.zeros(size, dtype=torch.int64, device=device)
-        self._seen: list[tuple[Tensor, Tensor]] = []  # features, indices
+        self._seen: list[tuple[int, Tensor, Tensor]] = []  # part, features, indices
+        self._thread = threading.local()
         model.quantizer.register_forward_hook(self._watch)
+
+    def name_part(self, number: int) -> None:
+        """Say which part of the batch this thread does next.
+
+        Parts end in any order; what is picked from them must not depend on it.
+        """
+        self._thread.part = number
 
     def _watch(self, module: object, args: tuple, result: object) -> None:
         if self.model.training:
-            self._seen.append((args[0].detach(), result.indices.detach()))
+            part = getattr(self._thread, "part", 0)
+            self._seen.append((part, args[0].detach(), result.indices.detach()))
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, seed: int, *, revive: bool) -> int:
@@ -44,7 +55,7 @@ class Reviver:
         """
         seen, self._seen = self._seen, []
         self.idle += 1
-        for _, indices in seen:
+        for *_, indices in seen:
             self.idle[indices.flatten()] = 0
         dead = (self.idle > self.after).nonzero().flatten()
         if not revive or not seen or not len(dead):
@@ -73,11 +84,12 @@ class Reviver:
     def _set(
         self,
         entries: Tensor,
-        seen: list[tuple[Tensor, Tensor]],
+        seen: list[tuple[int, Tensor, Tensor]],
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> None:
-        rows = torch.cat([quantized_rows(self.model, part) for part, _ in seen])
+        parts = [features for _, features, _ in sorted(seen, key=lambda s: s[0])]
+        rows = torch.cat([quantized_rows(self.model, part) for part in parts])
         pick = torch.randint(len(rows), (len(entries),), generator=rng).to(rows.device)
         width = self.books[0].shape[1]
         halves = rows[pick, :width], rows[pick, width:]

@@ -282,6 +282,7 @@ def _gradients(
     def work(part: int) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
         if config.threads > 1:
             torch.set_num_threads(1)  # of this thread alone
+        state.reviver.name_part(part)
         first = state.step * config.batch + part * share
         images = as_input(draw_batch(pictures, first, share)["image"]).to(device)
         draw = random.Random((config.seed * 1_000_003 + state.step) * 64 + part)
