@@ -1,0 +1,48 @@
+"""What the model card of `mini` promises."""
+
+from pathlib import Path
+
+import pytest
+
+import tokenflow
+from tokenflow import TokenFlowConfig, TokenFlowTokenizer
+from tokenflow.evaluation import pictures
+from tokenflow.evaluation.reconstruction import evaluate_reconstruction
+
+FOLDER = Path(tokenflow.__file__).parent / "weights" / "mini"
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return TokenFlowTokenizer.from_pretrained("mini").eval()
+
+
+def judge(mini, data, count):
+    try:
+        images, _ = pictures.load(data, size=64, count=count)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return evaluate_reconstruction(mini, images)
+
+
+def test_mini_is_its_preset_and_fits_in_eight_megabytes(mini):
+    ours, preset = mini.config.to_dict(), TokenFlowConfig.preset("mini").to_dict()
+    written = {"architectures", "dtype", "transformers_version", "_name_or_path"}
+    assert {k: v for k, v in ours.items() if k not in written} == {
+        k: v for k, v in preset.items() if k not in written
+    }
+    assert (FOLDER / "model.safetensors").stat().st_size <= 8_000_000
+
+
+def test_mini_redraws_heldout_glyphs_as_its_card_says(mini):
+    result = judge(mini, "glyphs", 128)
+    assert result["model"]["psnr"] > 23.5  # 24.30 over 512 pictures
+    assert result["model"]["psnr"] > result["thumbnail"]["psnr"] + 4
+    assert result["usage"] > 0.9
+
+
+def test_mini_redraws_photographs_it_was_not_trained_on(mini):
+    result = judge(mini, "photos", 16)
+    assert result["model"]["psnr"] > 23
+    assert result["model"]["psnr"] > result["thumbnail"]["psnr"] + 2
+    assert result["model"]["ssim"] > result["thumbnail"]["ssim"] + 0.1
