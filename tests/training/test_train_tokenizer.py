@@ -101,6 +101,21 @@ def test_a_resumed_run_is_the_run_it_would_have_been(tmp_path):
         assert torch.equal(value, two[key]), key
 
 
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / run.CHECKPOINT
+    run.write_tensors(path, {"x": torch.ones(2)})
+
+    def half_a_file(tensors, beside, metadata):
+        beside.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(run, "save_file", half_a_file)
+    with pytest.raises(OSError, match="no space left"):
+        run.write_tensors(path, {"x": torch.zeros(2)})
+    assert torch.equal(run.read_tensors(path)[0]["x"], torch.ones(2))
+    assert [p.name for p in tmp_path.iterdir()] == [run.CHECKPOINT]
+
+
 def test_resuming_nothing_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         train_tokenizer(recipe(), tmp_path, resume=True)

@@ -10,7 +10,6 @@ Files appear whole or not at all: each is written beside its place and then move
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tokenflow._files import writing
 from tokenflow.training.config import TrainConfig
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -26,18 +26,16 @@ CHECKPOINT = "checkpoint.safetensors"
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    with writing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata)
-    os.replace(beside, path)
+    with writing(path) as beside:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
