@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/macros/Macros.h>
 
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 
 namespace tokenflow {
@@ -42,9 +43,16 @@ inline Tensor as_float32(const Tensor& t) {
   return torch::stable::contiguous(f);
 }
 
+// A tensor that was just made and holds nothing yet, on large pages where it is large.
+inline Tensor on_huge_pages(Tensor fresh) {
+  if (fresh.is_cpu())
+    advise_huge(fresh.mutable_data_ptr(), fresh.numel() * fresh.element_size());
+  return fresh;
+}
+
 inline Tensor new_like(const Tensor& like, std::vector<int64_t> sizes,
                        ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  return on_huge_pages(torch::stable::new_empty(like, sizes, dtype));
 }
 
 }  // namespace tokenflow

@@ -46,9 +46,9 @@ inline Tensor packed_map(const Tensor& t) {
 
 inline Tensor empty_map(const Tensor& like, const std::vector<int64_t>& sizes,
                         bool channels_last) {
-  return torch::stable::empty(
+  return on_huge_pages(torch::stable::empty(
       sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {

@@ -1,11 +1,14 @@
 """upsample_conv errs no more than torch's two steps, in every layout and dtype."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tokenflow_ext as tfx
-from tokenflow_ext import reference
+from tokenflow_ext import _info, reference
 from tokenflow_ext.nn import UpsampleConv
 from tokenflow_ext.ops import upsample_conv as room
 
@@ -146,6 +149,25 @@ def test_out_is_filled_in_any_layout(dtype, memory_format, device, isa):
     wide = expected.new_zeros(2, 33, 8, 28)
     assert torch.equal(tfx.upsample_conv(*case, out=wide[..., ::2]), expected)
     assert not wide[..., 1::2].any()
+
+
+def test_a_large_result_asks_for_large_pages():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("no large pages on this machine")
+    if not _info.kernels:
+        pytest.skip("the fallback leaves its memory to torch")
+    x, weight, _ = make_case(1, 1, 16, 512, 512)
+    y = tfx.upsample_conv(x, weight)  # 64 MB, which no allocator keeps
+    middle = y.data_ptr() + y.numel() * 2
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= middle < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            assert "hg" in line.split()
+            return
+    raise AssertionError("the result lies in no mapping")
 
 
 def test_writing_into_out_is_seen_by_autograd(device):
