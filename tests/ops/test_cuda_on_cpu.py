@@ -1,7 +1,7 @@
-"""The CUDA kernels give the CPU's results, without a GPU: run on threads of the CPU.
+"""The CUDA kernels give the CPU's results, without a GPU: run on the CPU.
 
 Every .cu file is compiled by the C++ compiler against tests/cuda_on_cpu, where a CUDA
-thread is a thread. That shows what the code means: indices, tails, barriers, atomics,
+thread is a fiber. That shows what the code means: indices, tails, barriers, atomics,
 workspaces; not what nvcc or a GPU make of it. The sanitizers see races and steps
 outside of memory.
 """
@@ -48,7 +48,8 @@ def build(folder, flags):
     sources += sorted(ROOT.glob("csrc/ops/*/*_simd.cpp"))
     program = folder / "check"
     command = [COMPILER, "-std=c++20", "-ffp-contract=off", "-pthread", "-w"]
-    command += ["-DTFX_ISA=portable", f"-I{SHIM}", f"-I{ROOT / 'csrc'}", *flags]
+    command += ["-DTFX_ISA=portable", "-DTFX_CUDA_ON_CPU"]
+    command += [f"-I{SHIM}", f"-I{ROOT / 'csrc'}", *flags]
     subprocess.run([*command, *map(str, sources), "-o", str(program)], check=True)
     return program
 
