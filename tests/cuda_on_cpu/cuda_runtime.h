@@ -134,6 +134,7 @@ struct Block {
   ucontext_t scheduler;
   void* scheduler_sanitizer = nullptr;
   int any = 0;
+  char begin, end;  // blocks, and launches, run one after another: what tells so
 };
 inline Block block;
 
@@ -311,9 +312,9 @@ namespace cuda_on_cpu {
 inline std::function<void()> kernel_to_run;
 
 inline void run_fiber() {
-  __tsan_acquire(&block);  // blocks, and launches, run one after another
+  __tsan_acquire(&block.begin);
   kernel_to_run();
-  __tsan_release(&block);
+  __tsan_release(&block.end);
   void* scheduler;
   {
     const Unwatched unwatched;
@@ -378,9 +379,9 @@ void launch(dim3 grid, dim3 threads, size_t shared, cudaStream_t, Kernel kernel)
           fiber.context.uc_stack.ss_size = kStack;
           makecontext(&fiber.context, run_fiber, 0);
         }
-        __tsan_release(&block);
+        __tsan_release(&block.begin);
         run_block();
-        __tsan_acquire(&block);
+        __tsan_acquire(&block.end);
       }
   for (Fiber& fiber : block.fibers) __tsan_destroy_fiber(fiber.sanitizer);
 }

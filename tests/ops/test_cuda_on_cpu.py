@@ -68,3 +68,35 @@ def test_cuda_kernels_equal_cpu_kernels(flavour, tmp_path):
     run = subprocess.run([program, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr[-4000:]
     assert "0 failed" in run.stdout
+
+
+BARRIER = """
+#include <cstdio>
+#include <cuda_runtime.h>
+static int shared[64];
+void turn(int* out) {
+  shared[threadIdx.x] = threadIdx.x;
+  %s
+  out[threadIdx.x] = shared[63 - threadIdx.x];
+}
+int main() {
+  int out[64];
+  cuda_on_cpu::launch(2, 64, 0, nullptr, [&] { turn(out); });
+  std::puts(out[1] == 62 ? "right" : "wrong");
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", ["__syncthreads();", ""], ids=["there", "missing"])
+def test_a_missing_barrier_is_seen(barrier, tmp_path):
+    source, program = tmp_path / "turn.cpp", tmp_path / "turn"
+    source.write_text(BARRIER % barrier)
+    command = [COMPILER, "-std=c++20", "-w", f"-I{SHIM}", *FLAVOURS["races"][0]]
+    subprocess.run([*command, source, "-o", program], check=True)
+    run = subprocess.run([program], capture_output=True, text=True)
+    if barrier:
+        assert run.returncode == 0, run.stderr
+        assert run.stdout == "right\n"
+    else:
+        assert "data race" in run.stderr
