@@ -19,6 +19,7 @@ SHAPES = [  # size, groups
     ((3, 96, 1, 1), 32),
     ((1, 20, 61, 33), 2),
     ((1, 1, 8, 8), 1),
+    ((1, 80, 70, 70), 5),
 ]
 OTHER_RANKS = [((5, 12), 4), ((2, 8, 7), 2), ((2, 8, 3, 4, 5), 4)]
 
@@ -53,7 +54,7 @@ def plain(case, groups, eps=1e-6):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-@pytest.mark.parametrize("mean", [0.0, 100.0])
+@pytest.mark.parametrize("mean", [0.0, 100.0, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "groups"), SHAPES, ids=str)
 def test_group_norm_silu_errs_no_more_than_eager(
@@ -65,6 +66,17 @@ def test_group_norm_silu_errs_no_more_than_eager(
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=memory_format)
     assert_no_worse_than_eager(found, case, groups)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("size", [(1, 8, 40, 40), (1, 64, 80, 80)], ids=str)
+def test_first_values_far_from_all_others_cost_no_digits(size, memory_format, isa):
+    # Squares are added about a mean of a few samples, which these values spoil.
+    case = make_case(size)
+    case[0][:, :, 0, :8] += 1000
+    case[0] = case[0].contiguous(memory_format=memory_format)
+    found = tfx.group_norm_silu(*case, num_groups=4)
+    assert_no_worse_than_eager(found, case, 4)
 
 
 @pytest.mark.parametrize(("size", "groups"), OTHER_RANKS, ids=str)

@@ -21,6 +21,11 @@ struct GroupNormSilu {
   void* y;              // may be x
 };
 
+// channels_last: some channels of positions [first, last) of the b-th picture.
+struct NormPiece {
+  int64_t b, first, last, channel, channels;
+};
+
 void group_norm_silu_cpu(const GroupNormSilu& op, const Parallel& parallel);
 
 // Bytes of device memory that the CUDA kernels need beside their arguments.
@@ -36,11 +41,12 @@ void group_norm_silu_plain_cpu(const GroupNormSilu& op, void* workspace,
 
 // Contiguous: the whole work for group `item` = b · groups + g.
 TFX_DECLARE_SIMD(void norm_group(const GroupNormSilu& op, int64_t item))
-// channels_last: Σ x and Σ x² of positions [first, last) into sums[2][channels].
-TFX_DECLARE_SIMD(void norm_sums(const GroupNormSilu& op, int64_t b, int64_t first,
-                                int64_t last, double* sums))
-// channels_last: applies affine[3][channels] (centers, scales, shifts) and SiLU.
-TFX_DECLARE_SIMD(void norm_apply(const GroupNormSilu& op, int64_t b, int64_t first,
-                                 int64_t last, const float* affine))
+// channels_last: Σ x and Σ x² of a piece into sums[2][piece.channels]; pivot is scratch
+// of as many floats as it has channels.
+TFX_DECLARE_SIMD(void norm_sums(const GroupNormSilu& op, const NormPiece& piece,
+                                double* sums, float* pivot))
+// channels_last: applies affine[3][piece.channels] (centers, scales, shifts) and SiLU.
+TFX_DECLARE_SIMD(void norm_apply(const GroupNormSilu& op, const NormPiece& piece,
+                                 const float* affine))
 
 }  // namespace tokenflow

@@ -1,14 +1,17 @@
 /*
 group_norm_silu, CPU: everything around the loops of group_norm_silu_simd.cpp.
 
-Work       Contiguous: a thread takes whole groups. channels_last: blocks of positions
-           are summed per channel, the blocks added up per group, the blocks applied.
-           Blocks depend on the size of x alone, so the number of threads cannot change
-           a bit of the result.
-Memory     Contiguous: none. channels_last: 2 · channels float64 per block, and three
-           float32 per channel.
+Work       Contiguous: a thread takes whole groups. channels_last, small: a thread
+           takes the groups of a few lines of cache. channels_last, large: blocks of
+           positions are summed per channel; then every thread adds the blocks up per
+           group for itself and applies them, those that it summed last first. Which
+           way, and the blocks, depend on the size of x alone, so the number of threads
+           cannot change a bit of the result.
+Memory     Contiguous: none. channels_last: 2 · channels float64 per block, and per
+           thread four float32 per channel.
 */
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "ops/norm/group_norm_silu.h"
@@ -18,53 +21,94 @@ namespace tokenflow {
 namespace {
 
 constexpr int64_t kBlock = 1 << 16;  // elements of a block, about
+constexpr int64_t kSlice = 64;       // channels of a slice, at least
+constexpr int64_t kLineFloats = 16;
+constexpr int64_t kMaxSlice = 1 << 18;  // elements that stay in a core's cache
 
-void channels_last_cpu(const GroupNormSilu& op, const Parallel& parallel) {
-  const int64_t channels = op.channels, width = op.channels / op.groups;
+// What `channels` channels from `channel` on go through, all of one picture. `sums` are
+// those of `blocks` blocks of it.
+void affine_of(const GroupNormSilu& op, int64_t channel, int64_t channels,
+               const double* sums, int64_t blocks, float* affine) {
+  const int64_t width = op.channels / op.groups;
+  for (int64_t first = 0; first < channels; first += width) {
+    double sum = 0.0, squares = 0.0;
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t c = first; c < first + width; ++c) {
+        const double* at = sums + block * 2 * channels + c;
+        sum += at[0];
+        squares += at[channels];
+      }
+    for (int64_t c = first; c < first + width; ++c) {
+      const Affine a =
+          group_affine(sum, squares, static_cast<double>(width * op.area), op.eps,
+                       op.weight[channel + c], op.bias[channel + c]);
+      affine[c] = a.center;
+      affine[channels + c] = a.scale;
+      affine[2 * channels + c] = a.shift;
+    }
+  }
+}
+
+// Channels of a slice: whole groups and whole lines of cache.
+int64_t slice_channels(const GroupNormSilu& op) {
+  const int64_t unit = std::lcm(op.channels / op.groups, kLineFloats);
+  return std::min(op.channels, (kSlice + unit - 1) / unit * unit);
+}
+
+void channels_last_slices(const GroupNormSilu& op, int64_t slice,
+                          const Parallel& parallel) {
+  const int64_t slices = (op.channels + slice - 1) / slice;
+  parallel.run(op.batch * slices, 1, [&](int64_t begin, int64_t end) {
+    std::vector<double> sums(2 * slice);
+    std::vector<float> affine(3 * slice);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t channel = i % slices * slice;
+      const NormPiece piece{i / slices, 0, op.area, channel,
+                            std::min(slice, op.channels - channel)};
+      TFX_CALL_SIMD(norm_sums, op, piece, sums.data(), affine.data());
+      affine_of(op, channel, piece.channels, sums.data(), 1, affine.data());
+      TFX_CALL_SIMD(norm_apply, op, piece, affine.data());
+    }
+  });
+}
+
+void channels_last_blocks(const GroupNormSilu& op, const Parallel& parallel) {
+  const int64_t channels = op.channels;
   const int64_t step = std::max<int64_t>(1, kBlock / channels);
   const int64_t blocks = (op.area + step - 1) / step;
   std::vector<double> sums(op.batch * blocks * 2 * channels);
-  std::vector<float> affine(op.batch * 3 * channels);
-  const auto last = [&](int64_t block) {
-    return std::min(op.area, (block + 1) * step);
+  const auto piece = [&](int64_t i) {
+    const int64_t first = i % blocks * step;
+    return NormPiece{i / blocks, first, std::min(op.area, first + step), 0, channels};
   };
   parallel.run(op.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> pivot(channels);
     for (int64_t i = begin; i < end; ++i)
-      TFX_CALL_SIMD(norm_sums, op, i / blocks, i % blocks * step, last(i % blocks),
-                    sums.data() + i * 2 * channels);
-  });
-  parallel.run(op.batch * op.groups, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t b = item / op.groups, first = item % op.groups * width;
-      double sum = 0.0, squares = 0.0;
-      for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t c = first; c < first + width; ++c) {
-          const double* at = sums.data() + (b * blocks + block) * 2 * channels + c;
-          sum += at[0];
-          squares += at[channels];
-        }
-      for (int64_t c = first; c < first + width; ++c) {
-        const Affine a =
-            group_affine(sum, squares, static_cast<double>(width * op.area), op.eps,
-                         op.weight[c], op.bias[c]);
-        float* to = affine.data() + b * 3 * channels + c;
-        to[0] = a.center;
-        to[channels] = a.scale;
-        to[2 * channels] = a.shift;
-      }
-    }
+      TFX_CALL_SIMD(norm_sums, op, piece(i), sums.data() + i * 2 * channels,
+                    pivot.data());
   });
   parallel.run(op.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      TFX_CALL_SIMD(norm_apply, op, i / blocks, i % blocks * step, last(i % blocks),
-                    affine.data() + i / blocks * 3 * channels);
+    std::vector<float> affine(3 * channels);
+    int64_t picture = -1;
+    for (int64_t i = end - 1; i >= begin; --i) {  // what was read last is in cache
+      const int64_t b = i / blocks;
+      if (b != picture)
+        affine_of(op, 0, channels, sums.data() + b * blocks * 2 * channels, blocks,
+                  affine.data());
+      picture = b;
+      TFX_CALL_SIMD(norm_apply, op, piece(i), affine.data());
+    }
   });
 }
 
 }  // namespace
 
 void group_norm_silu_cpu(const GroupNormSilu& op, const Parallel& parallel) {
-  if (op.channels_last) return channels_last_cpu(op, parallel);
+  if (op.channels_last) {
+    const int64_t slice = slice_channels(op);
+    if (slice * op.area <= kMaxSlice) return channels_last_slices(op, slice, parallel);
+    return channels_last_blocks(op, parallel);
+  }
   const int64_t count = op.channels / op.groups * op.area;
   const int64_t grain = std::max<int64_t>(1, 4096 / count);
   parallel.run(op.batch * op.groups, grain, [&](int64_t begin, int64_t end) {

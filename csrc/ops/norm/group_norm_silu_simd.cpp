@@ -2,13 +2,16 @@
 group_norm_silu, CPU loops. Compiled once per instruction set; meaning:
 group_norm_silu.h.
 
-Algorithm  One pass adds x and x² in float64, one pass applies the affine map and
-           SiLU. A contiguous group is one run of memory, passed twice in cache.
-Numerics   Squares of float32 are exact in float64. e⁻ᵛ is 2ⁿ times a polynomial of
-           degree 6 on |r| ≤ ln 2 / 2, within 2⁻²² of the value; beyond ±87 it is held,
-           where silu is v or below 1e-35.
+Algorithm  One pass adds x and x², one pass applies the affine map and SiLU. A
+           contiguous group is one run of memory; its second pass goes backwards, so
+           that it begins with what the first left in cache.
+Numerics   What is added is x − pivot, a mean of a few samples, so that squares stay
+           near the variance: float32 chains of kChain terms, whose sum goes on in
+           float64. A chain errs by (kChain + 4) · 2⁻²⁴ of its magnitudes at most, and
+           chains err independently. Squares beyond 1e38 overflow. SiLU: simd_silu.h.
 */
 #include "common/simd_maps.h"
+#include "common/simd_silu.h"
 #include "ops/norm/group_norm_silu.h"
 #include "ops/norm/group_norm_silu_plain.h"
 
@@ -20,29 +23,7 @@ using simd::VecF;
 using simd::VecHalfF;
 
 constexpr int kLanes = simd::kFloats;
-constexpr int64_t kUnroll = 2;
-
-VecF exp_of(VecF x) {
-  const VecF low = simd::broadcast(-87.0f), high = simd::broadcast(87.0f);
-  x = x < high ? x : high;  // NaN becomes 87; silu is NaN by its numerator
-  x = x > low ? x : low;
-  // Adding 1.5 · 2²³ rounds to an integer, which then stands in the low bits.
-  const VecF magic = simd::broadcast(12582912.0f);
-  const VecF shifted = x * 1.44269504f + magic;
-  const VecF n = shifted - magic;
-  // ln 2 in two parts, the first short enough for an exact product with n.
-  const VecF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  VecF p = r * (1.0f / 720) + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const simd::VecI32 power = ((simd::VecI32)shifted + 127) << 23;
-  return p * (VecF)power;
-}
-
-VecF silu_of(VecF v) { return v / (exp_of(-v) + 1.0f); }
+constexpr int kChain = 16;
 
 VecD low_half(VecF v) {
   VecHalfF half;
@@ -55,41 +36,102 @@ VecD high_half(VecF v) {
   return __builtin_convertvector(half, VecD);
 }
 
-// Σ x and Σ x² per lane.
-struct Moments {
-  VecD sum[2] = {}, squares[2] = {};
-
-  void add(VecF v) {
-    const VecD a = low_half(v), b = high_half(v);
-    sum[0] += a;
-    sum[1] += b;
-    squares[0] += a * a;
-    squares[1] += b * b;
-  }
-};
-
-double total(VecD a, VecD b) {
-  const VecD both = a + b;
+double total(VecD v) {
   double sum = 0.0;
-  for (int i = 0; i < simd::kDoubles; ++i) sum += both[i];
+  for (int i = 0; i < simd::kDoubles; ++i) sum += v[i];
   return sum;
 }
 
-VecF apply_of(VecF x, VecF center, VecF scale, VecF shift) {
-  return silu_of((x - center) * scale + shift);
+// Σ x and Σ x² of a group.
+struct Sums {
+  double sum, squares;
+};
+
+// From sums of d = x − pivot over `count` values.
+Sums about_zero(double sum, double squares, double pivot, double count) {
+  return {sum + count * pivot, squares + pivot * (2.0 * sum + count * pivot)};
 }
 
 template <class T>
-void apply(const T* x, int64_t count, Affine affine, T* y) {
+float pivot_of(const T* x, int64_t count) {
+  const int64_t run = count < kLanes ? count : kLanes;
+  float sum = 0.0f;
+  for (int64_t part = 0; part < 4; ++part)
+    for (int64_t i = 0; i < run; ++i)
+      sum += to_float(x[(count - run) * part / 3 + i]) / static_cast<float>(4 * run);
+  return sum;
+}
+
+template <class T>
+Sums sums_of(const T* x, int64_t count) {
+  constexpr int kChains = 4;
+  const float pivot = pivot_of(x, count);
+  const VecF center = simd::broadcast(pivot);
+  VecD sum{}, squares{};
+  const auto flush = [&](VecF s, VecF q) {
+    sum += low_half(s) + high_half(s);
+    squares += low_half(q) + high_half(q);
+  };
+  int64_t i = 0;
+  for (; i + kChains * kChain * kLanes <= count;) {
+    VecF s[kChains] = {}, q[kChains] = {};
+#pragma GCC unroll 4
+    for (int step = 0; step < kChain; ++step, i += kChains * kLanes)
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) {
+        const VecF d = simd::load(x + i + c * kLanes) - center;
+        s[c] += d;
+        q[c] += d * d;
+      }
+    flush((s[0] + s[1]) + (s[2] + s[3]), (q[0] + q[1]) + (q[2] + q[3]));
+  }
+  for (; i + kLanes <= count; i += kLanes) {
+    const VecF d = simd::load(x + i) - center;
+    flush(d, d * d);
+  }
+  double s = total(sum), q = total(squares);
+  for (; i < count; ++i) {
+    const double d = to_float(x[i]) - pivot;
+    s += d;
+    q += d * d;
+  }
+  return about_zero(s, q, pivot, static_cast<double>(count));
+}
+
+constexpr int kSide = 4;  // vectors that go through SiLU together
+
+// N vectors of `lanes` values, `stride` values apart, through one affine map and SiLU.
+template <int N, class T>
+inline void apply(const T* x, int64_t stride, int64_t lanes, VecF center, VecF scale,
+                  VecF shift, T* y) {
+  VecF v[N];
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) {
+    const T* at = x + i * stride;
+    v[i] = lanes == kLanes ? simd::load(at) : simd::load_part(at, lanes);
+    v[i] = (v[i] - center) * scale + shift;
+  }
+  simd::silu(v);
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) {
+    if (lanes == kLanes)
+      simd::store(y + i * stride, v[i]);
+    else
+      simd::store_part(y + i * stride, v[i], lanes);
+  }
+}
+
+template <class T>
+void apply_run(const T* x, int64_t count, Affine affine, T* y) {
   const VecF center = simd::broadcast(affine.center);
   const VecF scale = simd::broadcast(affine.scale);
   const VecF shift = simd::broadcast(affine.shift);
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    simd::store(y + i, apply_of(simd::load(x + i), center, scale, shift));
-  if (const int64_t rest = count - i; rest > 0)
-    simd::store_part(
-        y + i, apply_of(simd::load_part(x + i, rest), center, scale, shift), rest);
+  for (; i + kSide * kLanes <= count; i += kSide * kLanes)
+    apply<kSide>(x + i, kLanes, kLanes, center, scale, shift, y + i);
+  for (; i < count; i += kLanes)
+    apply<1>(x + i, 0, count - i < kLanes ? count - i : kLanes, center, scale, shift,
+             y + i);
 }
 
 template <class T>
@@ -97,70 +139,84 @@ void group(const GroupNormSilu& op, int64_t item, const T* x, T* y) {
   const int64_t width = op.channels / op.groups, count = width * op.area;
   x += item * count;
   y += item * count;
-  Moments moments[kUnroll];
-  int64_t i = 0;
-  for (; i + kUnroll * kLanes <= count; i += kUnroll * kLanes)
-    for (int64_t u = 0; u < kUnroll; ++u)
-      moments[u].add(simd::load(x + i + u * kLanes));
-  for (; i < count; i += kLanes)
-    moments[0].add(simd::load_part(x + i, count - i < kLanes ? count - i : kLanes));
-  const double sum = total(moments[0].sum[0] + moments[1].sum[0],
-                           moments[0].sum[1] + moments[1].sum[1]);
-  const double squares = total(moments[0].squares[0] + moments[1].squares[0],
-                               moments[0].squares[1] + moments[1].squares[1]);
-  for (int64_t c = 0; c < width; ++c) {
+  const Sums sums = sums_of(x, count);
+  for (int64_t c = width - 1; c >= 0; --c) {
     const int64_t channel = item % op.groups * width + c;
-    const Affine affine = group_affine(sum, squares, static_cast<double>(count), op.eps,
-                                       op.weight[channel], op.bias[channel]);
-    apply(x + c * op.area, op.area, affine, y + c * op.area);
+    const Affine affine =
+        group_affine(sums.sum, sums.squares, static_cast<double>(count), op.eps,
+                     op.weight[channel], op.bias[channel]);
+    apply_run(x + c * op.area, op.area, affine, y + c * op.area);
   }
 }
 
-void add_to(double* sums, const VecD (&values)[2]) {
-  for (int half = 0; half < 2; ++half) {
-    const VecD sum = simd::load(sums + half * simd::kDoubles) + values[half];
-    std::memcpy(sums + half * simd::kDoubles, &sum, sizeof sum);
-  }
+// sums[half] += values, in float64.
+void add_to(double* sums, VecF values) {
+  const VecD low = simd::load(sums) + low_half(values);
+  const VecD high = simd::load(sums + simd::kDoubles) + high_half(values);
+  std::memcpy(sums, &low, sizeof low);
+  std::memcpy(sums + simd::kDoubles, &high, sizeof high);
 }
 
-// A few positions at a time, so that memory is read in order and a channel's sums are
-// loaded and stored once for all of them.
-constexpr int64_t kWindow = 16;
+// N vectors of channels of a few positions, so that memory is read in order and a
+// channel's sums are loaded and stored once for all of them.
+constexpr int kColumns = 4;
+constexpr int64_t kWindow = 2 * kChain;
+
+template <int N, class T>
+inline void add_columns(const T* x, int64_t positions, int64_t stride,
+                        const float* pivot, double* sums, double* squares) {
+  VecF center[N], s[N][2] = {}, q[N][2] = {};
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) center[n] = simd::load(pivot + n * kLanes);
+  const auto add = [&](const T* at, int chain) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const VecF d = simd::load(at + n * kLanes) - center[n];
+      s[n][chain] += d;
+      q[n][chain] += d * d;
+    }
+  };
+  int64_t i = 0;
+  for (; i + 2 <= positions; i += 2) {
+    add(x + i * stride, 0);
+    add(x + (i + 1) * stride, 1);
+  }
+  if (i < positions) add(x + i * stride, 0);
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    add_to(sums + n * kLanes, s[n][0] + s[n][1]);
+    add_to(squares + n * kLanes, q[n][0] + q[n][1]);
+  }
+}
 
 template <class T>
-void add_window(const T* x, int64_t positions, int64_t channels, double* sums) {
+void add_window(const T* x, int64_t positions, int64_t stride, int64_t channels,
+                const float* pivot, double* sums) {
+  double* squares = sums + channels;
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    Moments moments;
-    for (int64_t i = 0; i < positions; ++i)
-      moments.add(simd::load(x + i * channels + c));
-    add_to(sums + c, moments.sum);
-    add_to(sums + channels + c, moments.squares);
-  }
+  for (; c + kColumns * kLanes <= channels; c += kColumns * kLanes)
+    add_columns<kColumns>(x + c, positions, stride, pivot + c, sums + c, squares + c);
+  for (; c + kLanes <= channels; c += kLanes)
+    add_columns<1>(x + c, positions, stride, pivot + c, sums + c, squares + c);
   for (; c < channels; ++c)
     for (int64_t i = 0; i < positions; ++i) {
-      const double v = to_float(x[i * channels + c]);
-      sums[c] += v;
-      sums[channels + c] += v * v;
+      const double d = to_float(x[i * stride + c]) - pivot[c];
+      sums[c] += d;
+      squares[c] += d * d;
     }
 }
 
-template <class T>
-void apply_positions(const T* x, int64_t positions, int64_t channels,
-                     const float* affine, T* y) {
+template <int N, class T>
+void apply_positions(const T* x, int64_t stride, int64_t channels, const float* affine,
+                     T* y) {
   const float *center = affine, *scale = center + channels, *shift = scale + channels;
-  for (int64_t i = 0; i < positions; ++i, x += channels, y += channels) {
-    int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes)
-      simd::store(y + c, apply_of(simd::load(x + c), simd::load(center + c),
-                                  simd::load(scale + c), simd::load(shift + c)));
-    if (const int64_t rest = channels - c; rest > 0)
-      simd::store_part(
-          y + c,
-          apply_of(simd::load_part(x + c, rest), simd::load_part(center + c, rest),
-                   simd::load_part(scale + c, rest), simd::load_part(shift + c, rest)),
-          rest);
-  }
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes)
+    apply<N>(x + c, stride, kLanes, simd::load(center + c), simd::load(scale + c),
+             simd::load(shift + c), y + c);
+  if (const int64_t rest = channels - c; rest > 0)
+    apply<N>(x + c, stride, rest, simd::load_part(center + c, rest),
+             simd::load_part(scale + c, rest), simd::load_part(shift + c, rest), y + c);
 }
 
 }  // namespace
@@ -172,24 +228,43 @@ void norm_group(const GroupNormSilu& op, int64_t item) {
   });
 }
 
-void norm_sums(const GroupNormSilu& op, int64_t b, int64_t first, int64_t last,
-               double* sums) {
+void norm_sums(const GroupNormSilu& op, const NormPiece& piece, double* sums,
+               float* pivot) {
   with_element(op.element, [&](auto* type) {
+    const int64_t channels = piece.channels, stride = op.channels;
     auto* x = static_cast<decltype(type)>(const_cast<void*>(op.x));
-    for (int64_t i = 0; i < 2 * op.channels; ++i) sums[i] = 0.0;
-    for (int64_t i = first; i < last; i += kWindow)
-      add_window(x + (b * op.area + i) * op.channels,
-                 last - i < kWindow ? last - i : kWindow, op.channels, sums);
+    x += piece.b * op.area * stride + piece.channel;
+    for (int64_t i = 0; i < 2 * channels; ++i) sums[i] = 0.0;
+    for (int64_t c = 0; c < channels; ++c) pivot[c] = 0.0f;
+    for (int64_t part = 0; part < 4; ++part) {
+      const auto* at =
+          x + (piece.first + (piece.last - 1 - piece.first) * part / 3) * stride;
+      for (int64_t c = 0; c < channels; ++c) pivot[c] += to_float(at[c]) * 0.25f;
+    }
+    for (int64_t i = piece.first; i < piece.last; i += kWindow)
+      add_window(x + i * stride, piece.last - i < kWindow ? piece.last - i : kWindow,
+                 stride, channels, pivot, sums);
+    for (int64_t c = 0; c < channels; ++c) {
+      const Sums total = about_zero(sums[c], sums[channels + c], pivot[c],
+                                    static_cast<double>(piece.last - piece.first));
+      sums[c] = total.sum;
+      sums[channels + c] = total.squares;
+    }
   });
 }
 
-void norm_apply(const GroupNormSilu& op, int64_t b, int64_t first, int64_t last,
-                const float* affine) {
+void norm_apply(const GroupNormSilu& op, const NormPiece& piece, const float* affine) {
   with_element(op.element, [&](auto* type) {
     using T = decltype(type);
-    const int64_t at = (b * op.area + first) * op.channels;
-    apply_positions(static_cast<T>(const_cast<void*>(op.x)) + at, last - first,
-                    op.channels, affine, static_cast<T>(op.y) + at);
+    const int64_t channels = piece.channels, stride = op.channels;
+    const int64_t at = piece.b * op.area * stride + piece.channel;
+    auto* x = static_cast<T>(const_cast<void*>(op.x)) + at;
+    auto* y = static_cast<T>(op.y) + at;
+    int64_t i = piece.first;
+    for (; i + kSide <= piece.last; i += kSide)
+      apply_positions<kSide>(x + i * stride, stride, channels, affine, y + i * stride);
+    for (; i < piece.last; ++i)
+      apply_positions<1>(x + i * stride, stride, channels, affine, y + i * stride);
   });
 }
 
