@@ -5,6 +5,7 @@
 #   make test         the quick suite          make test-slow    what takes longer
 #   make lint         layout, types, imports   make format       let the tools mend it
 #   make bench        timings of the ops       make wheel        wheel and sdist in dist/
+#                     (BENCH="--op quantize --quick" and what else `tokenflow bench` takes)
 # TOKENFLOW_CUDA=auto|on|off and TOKENFLOW_CUDA_ARCHITECTURES="90a;100" choose the kernels.
 SHELL := /bin/sh
 VENV := .venv
@@ -85,7 +86,7 @@ test-slow: build font
 	$(PY) -m pytest -m slow
 
 bench: build
-	$(PY) -m pytest bench --benchmark-enable --benchmark-only
+	$(VENV)/bin/tokenflow bench $(BENCH)
 
 lint: $(VENV)/env.stamp
 	$(VENV)/bin/ruff check .

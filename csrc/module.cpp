@@ -1,10 +1,11 @@
 // The pybind11 module tokenflow_ext._C. Loading it registers every kernel (each
 // <op>.cpp does so for itself); what it exposes is no tensor op: facts about the build
-// and the machine, and the choice of instruction set.
+// and the machine, the choice of instruction set, and what the machine can do at most.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "common/isa.h"
+#include "ops/ceilings/ceilings.h"
 
 namespace py = pybind11;
 
@@ -31,4 +32,21 @@ PYBIND11_MODULE(_C, m) {
               "force_isa: name must be one of available_isas(), got '" + name + "'");
       },
       py::arg("name"), "Use this instruction set from now on; '' for the best one.");
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def("fma_ceiling", &tokenflow::fma_ceiling, py::arg("rounds"), unlocked,
+        "Run float32 multiply-adds on this thread; operations done.");
+  m.def("int8_ceiling", &tokenflow::int8_ceiling, py::arg("rounds"), unlocked,
+        "Run int8 products and additions on this thread; operations done.");
+  m.def("int8_instruction", &tokenflow::int8_instruction,
+        "What int8_ceiling runs on this machine.");
+  m.def(
+      "copy_ceiling",
+      [](uintptr_t from, uintptr_t to, int64_t bytes, int64_t rounds, bool around) {
+        return tokenflow::copy_ceiling(reinterpret_cast<const void*>(from),
+                                       reinterpret_cast<void*>(to), bytes, rounds,
+                                       around);
+      },
+      py::arg("from_address"), py::arg("to_address"), py::arg("bytes"),
+      py::arg("rounds"), py::arg("around"), unlocked,
+      "Copy memory on this thread, 64-byte aligned; bytes read and written.");
 }

@@ -1,7 +1,7 @@
 """Which room may import which: the arrows, read off every import in the source.
 
     cli → training → evaluation → unified → {understanding, generation} → tokenizer
-                              └→ data                         tokenizer → tokenflow_ext
+     └→ benchmark             └→ data                         tokenizer → tokenflow_ext
 
 An arrow may be taken over several steps at once, never backwards. Kernels see no
 Torch; models see no kernels, only functions; `tokenflow_ext` needs torch alone.
@@ -22,7 +22,8 @@ PACKAGES = {
     "tokenflow": ROOT / "python" / "tokenflow",
 }
 ARROWS = {
-    "cli": {"training", "samples", "foreign"},
+    "cli": {"training", "benchmark", "samples", "foreign"},
+    "benchmark": {"tokenizer", "samples"},
     "training": {"evaluation"},
     "evaluation": {"unified", "data"},
     "unified": {"understanding", "generation"},

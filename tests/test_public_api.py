@@ -37,7 +37,7 @@ REFERENCES = OPS.keys() - {"prepare", "info", "accelerate_vq", "fuse_decoder"}
 MODULES = ["DualCodebook", "PyramidQuantizer", "UpsampleConv", "GroupNormSiLU"]
 COMMANDS = (
     *("demo", "encode", "decode", "reconstruct"),
-    *("train", "evaluate", "convert", "info"),
+    *("train", "evaluate", "convert", "bench", "info"),
 )
 TOKENIZER = {
     "encode": "(self, images)",
