@@ -44,6 +44,8 @@ template <class Vec, class Step>
 inline __attribute__((always_inline)) double turn(int64_t rounds, int products,
                                                   Step step) {
   Vec acc[kChains] = {};
+#pragma GCC unroll 12
+  for (int c = 0; c < kChains; ++c) hide(acc[c]);  // equal ones would be merged
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c) acc[c] = step(acc[c]);
@@ -59,6 +61,8 @@ __attribute__((target(TFX_VNNI))) double vnni_loop(int64_t rounds) {
   __m512i a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2), acc[kChains] = {};
   hide(a);
   hide(b);
+#pragma GCC unroll 12
+  for (int c = 0; c < kChains; ++c) hide(acc[c]);
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c) acc[c] = _mm512_dpbusd_epi32(acc[c], a, b);
@@ -73,6 +77,8 @@ __attribute__((target(TFX_VNNI))) double vnni_loop(int64_t rounds) {
   __m256i a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2), acc[kChains] = {};
   hide(a);
   hide(b);
+#pragma GCC unroll 12
+  for (int c = 0; c < kChains; ++c) hide(acc[c]);
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c) acc[c] = _mm256_dpbusd_avx_epi32(acc[c], a, b);
@@ -98,6 +104,7 @@ double int8_loop(int64_t rounds) {
 #endif
 #if defined(__AVX512F__) || defined(__AVX2__)
   VecI8 a = {}, b = {};
+  hide(a);
   return turn<VecI16>(rounds, simd::kBytes, [&](VecI16 v) {
     hide(b);
 #if defined(__AVX512F__)
