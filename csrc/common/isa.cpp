@@ -19,7 +19,7 @@ bool machine_has(Isa isa) {
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-             machine_has(Isa::avx2);
+             __builtin_cpu_supports("avx512vnni") && machine_has(Isa::avx2);
 #endif
     default:
       return false;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -23,6 +24,15 @@ constexpr int kBytes = 16;
 constexpr int kFloats = kBytes / 4;
 constexpr int kDoubles = kBytes / 8;
 
+// f(0), f(1), … f(N − 1), each with its number as a constant: arrays that only such
+// numbers index live in registers.
+template <int N, class F>
+[[gnu::always_inline]] inline void unroll(F f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
 typedef float VecF __attribute__((vector_size(kBytes)));
 typedef float VecHalfF __attribute__((vector_size(kBytes / 2)));
 typedef double VecD __attribute__((vector_size(kBytes)));
@@ -39,12 +49,31 @@ inline VecD load(const double* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
+inline VecI32 load(const int32_t* p) {
+  VecI32 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
 
 inline VecD load_as_double(const float* p) {
   VecHalfF half;
   std::memcpy(&half, p, sizeof half);
   return __builtin_convertvector(half, VecD);
+}
+
+// The lower (0) or upper (1) half of the lanes.
+inline VecD half_as_double(VecF v, int which) {
+  VecHalfF half;
+  std::memcpy(&half, reinterpret_cast<const char*>(&v) + which * sizeof half,
+              sizeof half);
+  return __builtin_convertvector(half, VecD);
+}
+
+inline float sum(VecF v) {
+  float total = 0.0f;
+  for (int i = 0; i < kFloats; ++i) total += v[i];
+  return total;
 }
 
 inline VecF broadcast(float x) {
@@ -68,17 +97,34 @@ inline VecF max(VecF a, VecF b) {
 #endif
 }
 
-// Is !(a <= b) in some lane? True where either is NaN.
-inline bool any_not_le(VecF a, VecF b) {
+// Pairwise, so that no maximum waits for more than a few others.
+template <int N, class V, class Max>
+[[gnu::always_inline]] inline V largest_of(V (&v)[N], Max max) {
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    V half[(N + 1) / 2];
+    unroll<N / 2>([&](auto i) { half[i] = max(v[2 * i], v[2 * i + 1]); });
+    if constexpr (N % 2) half[N / 2] = v[N - 1];
+    return largest_of(half, max);
+  }
+}
+
+// Bit i: is !(a <= b) in lane i? True where either is NaN.
+inline uint32_t lanes_not_le(VecF a, VecF b) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLE_UQ) != 0;
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLE_UQ);
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLE_UQ)) != 0;
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLE_UQ));
 #else
-  VecI32 le = a <= b;
-  return (le[0] & le[1] & le[2] & le[3]) == 0;
+  const VecI32 le = a <= b;
+  uint32_t lanes = 0;
+  for (int i = 0; i < kFloats; ++i) lanes |= (le[i] ? 0u : 1u) << i;
+  return lanes;
 #endif
 }
+
+inline bool any_not_le(VecF a, VecF b) { return lanes_not_le(a, b) != 0; }
 
 }  // namespace simd
 }  // namespace

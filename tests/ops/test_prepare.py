@@ -1,5 +1,7 @@
 """prepare scales and measures the books exactly as the definition says."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -48,16 +50,38 @@ def test_a_case_worked_by_hand(device):
 
 
 def test_a_handle_moves_between_devices(device):
-    handle = tfx.prepare(*make_books()).to(device)
-    assert {t.device.type for t in (handle.rows, handle.squares, handle.limits)} == {
-        device.type
-    }
+    here = tfx.prepare(*make_books())
+    handle = here.to(device)
+    tensors = (handle.rows, handle.squares, handle.limits, handle.packed)
+    assert {t.device.type for t in tensors} == {device.type}
+    back = handle.to("cpu")
+    assert torch.equal(back.packed, here.packed)
+
+
+def test_what_is_packed_is_a_byte_per_element_and_an_entry_s_sums():
+    book = torch.tensor([[127.0, -1.0, 2.0, 0.4, 0.6], [-3.0, 0.0, 0.0, 0.0, 0.0]])
+    packed = tfx.prepare(book, normalize=False).packed[64:].view(torch.int32)
+    bias, _, words = packed[:12], packed[12:24], packed[24:].view(2, 12)
+    # Scaled by 127 / 127, rounded; the fifth element is the first of a second word.
+    first = words[:, 0].contiguous().view(torch.int8)
+    assert first.tolist() == [127, -1, 2, 0, 1, 0, 0, 0]
+    assert words[:, 1].contiguous().view(torch.int8).tolist() == [-3] + 7 * [0]
+    assert bias.tolist() == [-128 * 129, -128 * -3] + 10 * [0]
+
+
+def test_a_pack_of_other_books_is_refused(device):
+    books = [book.to(device) for book in make_books()]
+    handle, vectors = tfx.prepare(*books), [book[:2] for book in books]
+    other = dataclasses.replace(handle, packed=handle.packed.new_empty(7))
+    with pytest.raises(RuntimeError, match="packed for others"):
+        tfx.quantize(*vectors, *books, prepared=other)
 
 
 def test_opcheck(device):
     books = [book.to(device) for book in make_books()]
     torch.library.opcheck(room._prepare, (*books, True))
     torch.library.opcheck(room._prepare, (books[0], None, False))
+    torch.library.opcheck(room._pack, (tfx.prepare(*books).rows, 32))
 
 
 def test_bad_input_is_named():

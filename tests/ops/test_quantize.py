@@ -1,5 +1,7 @@
 """quantize equals its definition bit for bit, and says what is wrong with bad input."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -82,13 +84,46 @@ def test_adversarial_families_keep_every_index(
     assert torch.equal(tfx.quantize(*case, **options), expected)
 
 
+# Around whole words of bytes, both sides of what is packed at all, and wide rows, which
+# bytes tell apart badly.
+@pytest.mark.parametrize(
+    "ds, dp", [(1, 1), (3, 2), (4, 4), (61, 4), (256, 0), (1025, 0)]
+)
+@pytest.mark.parametrize("k", [1, 11, 12, 13, 25, 4100])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_every_width_and_size_of_book(ds, dp, k, normalize, device, isa):
+    case = on(device, make_case(40, k=k, ds=ds, dp=max(dp, 1)))
+    semantic, pixel, *books = case
+    if dp:
+        expected = reference.quantize(*case, normalize=normalize)
+        assert torch.equal(tfx.quantize(*case, normalize=normalize), expected)
+    else:
+        expected = reference.nearest(semantic, books[0], normalize=normalize)
+        found = tfx.nearest(semantic, books[0], normalize=normalize)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_bytes_and_float32_find_the_same(family, normalize, device, isa):
+    """A book large enough for both: most rows in bytes, degenerate ones not."""
+    semantic, pixel, *books = on(device, make_case(70, k=5000, family=family))
+    whole = tfx.prepare(*books, normalize=normalize)
+    plain = dataclasses.replace(whole, packed=whole.packed.new_empty(0))
+    found, expected = (
+        tfx.quantize(semantic, pixel, *books, normalize=normalize, prepared=handle)
+        for handle in (whole, plain)
+    )
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_fallback_is_the_reference_bit_for_bit(family, normalize, device):
     case = on(device, make_case(70, k=601, family=family))
     book = tfx.prepare(*case[2:], normalize=normalize)
     found = room._fallback(
-        *case[:2], book.rows, book.squares, book.limits, 0.7, normalize
+        *case[:2], book.rows, book.squares, book.limits, book.packed, 0.7, normalize
     )
     expected = reference.quantize(*case, pixel_weight=0.7, normalize=normalize)
     assert torch.equal(found, expected)
@@ -99,7 +134,15 @@ def test_the_fallback_heeds_neither_autocast_nor_precision_settings(device):
     # A crowded book: bfloat16 cannot tell its scores apart, float32 can.
     case = [semantic, pixel, *(book[:1] + 0.01 * book for book in books)]
     book = tfx.prepare(*case[2:])
-    arguments = (*case[:2], book.rows, book.squares, book.limits, 1.0, True)
+    arguments = (
+        *case[:2],
+        book.rows,
+        book.squares,
+        book.limits,
+        book.packed,
+        1.0,
+        True,
+    )
     expected = reference.quantize(*case)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         assert torch.equal(room._fallback(*arguments), expected)
@@ -256,10 +299,10 @@ def test_memory_stays_linear_in_rows_and_entries():
 def test_opcheck(device):
     semantic, pixel, *books = on(device, make_case(9, k=20))
     book = tfx.prepare(*books)
-    arrays = (book.rows, book.squares, book.limits)
+    arrays = (book.rows, book.squares, book.limits, book.packed)
     torch.library.opcheck(room._quantize, (semantic, pixel, *arrays, 1.0, True))
     one = tfx.prepare(books[0])
-    arrays = (one.rows, one.squares, one.limits)
+    arrays = (one.rows, one.squares, one.limits, one.packed)
     torch.library.opcheck(room._quantize, (semantic, None, *arrays, 1.0, True))
 
 

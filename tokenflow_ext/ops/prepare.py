@@ -28,6 +28,8 @@ class Prepared:
         limits: [3] float64, largest squared norm of a row, of either half.
         semantic_width: Ds; with one book, all of the width.
         normalize: Whether the rows were scaled to unit length.
+        packed: uint8, the rows once more as the sweep of their device reads them (on
+            CPU a byte per element); may be empty.
     """
 
     rows: Tensor
@@ -35,6 +37,7 @@ class Prepared:
     limits: Tensor
     semantic_width: int
     normalize: bool
+    packed: Tensor
 
     @property
     def pixel_width(self) -> int:
@@ -43,12 +46,14 @@ class Prepared:
 
     def to(self, device: torch.device | str) -> Prepared:
         """Return the same books on another device."""
+        rows = self.rows.to(device)
         return Prepared(
-            self.rows.to(device),
+            rows,
             self.squares.to(device),
             self.limits.to(device),
             self.semantic_width,
             self.normalize,
+            _pack(rows, self.semantic_width),
         )
 
 
@@ -63,7 +68,7 @@ def prepare(
         normalize: Scale every row of either half to unit length.
 
     Returns:
-        A handle of K · (Ds + Dp + 4) · 4 bytes. Not differentiable.
+        A handle of about K · (5 · (Ds + Dp) + 24) bytes. Not differentiable.
 
     Raises:
         TypeError: A book is not floating.
@@ -79,7 +84,9 @@ def prepare(
         )
     pixel = None if pixel_book is None else pixel_book.detach()
     rows, squares, limits = _prepare(semantic_book.detach(), pixel, normalize)
-    return Prepared(rows, squares, limits, semantic_book.shape[1], normalize)
+    width = semantic_book.shape[1]
+    packed = _pack(rows, width)
+    return Prepared(rows, squares, limits, width, normalize, packed)
 
 
 def entry_rows(book: Tensor, normalize: bool) -> Tensor:
@@ -123,4 +130,28 @@ _prepare = _library.define(
     " -> (Tensor, Tensor, Tensor)",
     fallback=_fallback,
     fake=_fake,
+)
+
+
+def _packed_bytes(rows: Tensor) -> int:
+    """What the pack of the rows' device writes (csrc/ops/quantize/quantize_cpu.cpp)."""
+    entries, width = rows.shape
+    if rows.device.type != "cpu" or width > 1024:
+        return 0
+    tiled = (entries + 11) // 12 * 12
+    return 64 + tiled * 4 * (2 + (width + 3) // 4)
+
+
+def _no_pack(rows: Tensor, semantic_width: int) -> Tensor:
+    return rows.new_zeros(_packed_bytes(rows), dtype=torch.uint8)
+
+
+def _fake_pack(rows: Tensor, semantic_width: int) -> Tensor:
+    return rows.new_empty(_packed_bytes(rows), dtype=torch.uint8)
+
+
+_pack = _library.define(
+    "pack(Tensor rows, SymInt semantic_width) -> Tensor",
+    fallback=_no_pack,
+    fake=_fake_pack,
 )

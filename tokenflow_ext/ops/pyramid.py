@@ -100,6 +100,7 @@ def pyramid_quantize(
             prepared.rows,
             prepared.squares,
             prepared.limits,
+            prepared.packed,
             *weights(features, pairs, features.shape[2], features.shape[3]),
             _scales.flat(pairs),
             prepared.semantic_width,
@@ -280,6 +281,7 @@ def _quantize_fallback(
     rows: Tensor,
     squares: Tensor,
     limits: Tensor,
+    packed: Tensor,
     row_weights: Tensor,
     column_weights: Tensor,
     scales: list[int],
@@ -294,6 +296,7 @@ def _quantize_fallback(
             rows,
             squares,
             limits,
+            packed,
             pixel_weight,
             normalize,
         )
@@ -311,6 +314,7 @@ def _quantize_fake(
     rows: Tensor,
     squares: Tensor,
     limits: Tensor,
+    packed: Tensor,
     row_weights: Tensor,
     column_weights: Tensor,
     scales: list[int],
@@ -327,7 +331,7 @@ def _quantize_fake(
 
 _pyramid_quantize = _library.define(
     "pyramid_quantize(Tensor features, Tensor rows, Tensor squares, Tensor limits,"
-    " Tensor row_weights, Tensor column_weights, SymInt[] scales,"
+    " Tensor packed, Tensor row_weights, Tensor column_weights, SymInt[] scales,"
     " SymInt semantic_width, float pixel_weight, bool normalize) -> (Tensor, Tensor)",
     fallback=_quantize_fallback,
     fake=_quantize_fake,

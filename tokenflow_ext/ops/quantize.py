@@ -150,6 +150,7 @@ def search(
             prepared.rows,
             prepared.squares,
             prepared.limits,
+            prepared.packed,
             float(pixel_weight),
             normalize,
         ).reshape(vectors[0].shape[:-1])
@@ -215,6 +216,7 @@ def _fallback(
     rows: Tensor,
     squares: Tensor,
     limits: Tensor,
+    packed: Tensor,
     pixel_weight: float,
     normalize: bool,
 ) -> Tensor:
@@ -230,6 +232,7 @@ def _fallback(
             rows.cpu(),
             squares.cpu(),
             limits.cpu(),
+            packed.cpu(),
             pixel_weight,
             normalize,
         ).to(rows.device)
@@ -275,6 +278,7 @@ def _fake(
     rows: Tensor,
     squares: Tensor,
     limits: Tensor,
+    packed: Tensor,
     pixel_weight: float,
     normalize: bool,
 ) -> Tensor:
@@ -283,7 +287,7 @@ def _fake(
 
 _quantize = _library.define(
     "quantize(Tensor semantic, Tensor? pixel, Tensor rows, Tensor squares,"
-    " Tensor limits, float pixel_weight, bool normalize) -> Tensor",
+    " Tensor limits, Tensor packed, float pixel_weight, bool normalize) -> Tensor",
     fallback=_fallback,
     fake=_fake,
 )

@@ -7,6 +7,7 @@
 
 #include "common/cuda_stream.h"
 #include "ops/lookup/lookup_glue.h"
+#include "ops/quantize/quantize_glue.h"
 
 namespace tokenflow {
 namespace {
@@ -46,45 +47,31 @@ PyramidTensors pyramid_of(const Tensor& row_weights, const Tensor& column_weight
 using Quantized = std::tuple<Tensor, Tensor>;
 
 struct QuantizeInputs {
-  Tensor features, rows, squares, limits;
+  Tensor features;
+  PreparedTensors prepared;
   PyramidTensors pyramid;
-  PreparedBook book;
   Tensor indices, quantized;
 };
 
 QuantizeInputs quantize_inputs(const Tensor& features, const Tensor& rows,
                                const Tensor& squares, const Tensor& limits,
-                               const Tensor& row_weights, const Tensor& column_weights,
+                               const Tensor& packed, const Tensor& row_weights,
+                               const Tensor& column_weights,
                                std::vector<int64_t> scales, int64_t semantic_width) {
   STD_TORCH_CHECK(features.dim() == 4 && rows.dim() == 2 &&
                       features.size(1) == rows.size(1) && semantic_width >= 1 &&
                       semantic_width <= rows.size(1),
                   "pyramid_quantize: features must be [B, Ds + Dp, h, w]");
-  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float &&
-                      squares.scalar_type() == ScalarType::Double &&
-                      limits.scalar_type() == ScalarType::Double &&
-                      squares.numel() == 2 * rows.size(0) && limits.numel() == 3,
-                  "pyramid_quantize: prepared books have another shape or dtype");
-  check_device("pyramid_quantize", features, rows, squares, limits, row_weights,
-               column_weights);
-  QuantizeInputs in{as_float32(features),
-                    torch::stable::contiguous(rows),
-                    torch::stable::contiguous(squares),
-                    torch::stable::contiguous(limits),
-                    pyramid_of(row_weights, column_weights, std::move(scales),
-                               features.size(0), features.size(1)),
-                    {},
-                    features,
-                    features};
+  check_device("pyramid_quantize", features, rows, row_weights, column_weights);
+  QuantizeInputs in{
+      as_float32(features),
+      prepared_of("pyramid_quantize", rows, squares, limits, packed, semantic_width),
+      pyramid_of(row_weights, column_weights, std::move(scales), features.size(0),
+                 features.size(1)),
+      features, features};
   STD_TORCH_CHECK(in.pyramid.raw.grid.height == features.size(2) &&
                       in.pyramid.raw.grid.width == features.size(3),
                   "pyramid_quantize: bicubic weights are for another grid");
-  in.book = {in.rows.const_data_ptr<float>(),
-             in.squares.const_data_ptr<double>(),
-             in.limits.const_data_ptr<double>(),
-             in.rows.size(0),
-             semantic_width,
-             in.rows.size(1) - semantic_width};
   in.indices = new_like(in.features, {features.size(0), tokens_of(in.pyramid.raw)},
                         ScalarType::Long);
   in.quantized =
@@ -96,14 +83,14 @@ QuantizeInputs quantize_inputs(const Tensor& features, const Tensor& rows,
 
 Quantized pyramid_quantize_on_cpu(const Tensor& features, const Tensor& rows,
                                   const Tensor& squares, const Tensor& limits,
-                                  const Tensor& row_weights,
+                                  const Tensor& packed, const Tensor& row_weights,
                                   const Tensor& column_weights,
                                   std::vector<int64_t> scales, int64_t semantic_width,
                                   double pixel_weight, bool normalize) {
   QuantizeInputs in =
-      quantize_inputs(features, rows, squares, limits, row_weights, column_weights,
-                      std::move(scales), semantic_width);
-  pyramid_quantize_cpu(in.features.const_data_ptr<float>(), in.book,
+      quantize_inputs(features, rows, squares, limits, packed, row_weights,
+                      column_weights, std::move(scales), semantic_width);
+  pyramid_quantize_cpu(in.features.const_data_ptr<float>(), in.prepared.raw,
                        static_cast<float>(pixel_weight), normalize, in.pyramid.raw,
                        in.indices.mutable_data_ptr<int64_t>(),
                        in.quantized.mutable_data_ptr<float>(), torch_parallel());
@@ -150,22 +137,23 @@ Tensor pyramid_lookup_on_cpu(const Tensor& indices, const Tensor& semantic_book,
 #ifdef TOKENFLOW_WITH_CUDA
 Quantized pyramid_quantize_on_cuda(const Tensor& features, const Tensor& rows,
                                    const Tensor& squares, const Tensor& limits,
-                                   const Tensor& row_weights,
+                                   const Tensor& packed, const Tensor& row_weights,
                                    const Tensor& column_weights,
                                    std::vector<int64_t> scales, int64_t semantic_width,
                                    double pixel_weight, bool normalize) {
   QuantizeInputs in =
-      quantize_inputs(features, rows, squares, limits, row_weights, column_weights,
-                      std::move(scales), semantic_width);
+      quantize_inputs(features, rows, squares, limits, packed, row_weights,
+                      column_weights, std::move(scales), semantic_width);
   const int device = in.features.get_device_index();
   Tensor workspace = new_like(
-      in.features, {pyramid_quantize_cuda_workspace(in.pyramid.raw, in.book, device)},
+      in.features,
+      {pyramid_quantize_cuda_workspace(in.pyramid.raw, in.prepared.raw, device)},
       ScalarType::Byte);
   pyramid_quantize_cuda(
-      in.features.const_data_ptr<float>(), in.book, static_cast<float>(pixel_weight),
-      normalize, in.pyramid.raw, in.indices.mutable_data_ptr<int64_t>(),
-      in.quantized.mutable_data_ptr<float>(), workspace.mutable_data_ptr(), device,
-      current_cuda_stream(device));
+      in.features.const_data_ptr<float>(), in.prepared.raw,
+      static_cast<float>(pixel_weight), normalize, in.pyramid.raw,
+      in.indices.mutable_data_ptr<int64_t>(), in.quantized.mutable_data_ptr<float>(),
+      workspace.mutable_data_ptr(), device, current_cuda_stream(device));
   return {in.indices, in.quantized};
 }
 

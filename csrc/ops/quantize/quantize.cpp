@@ -1,12 +1,10 @@
-// Torch glue of quantize and prepare. Meaning, checks for users, fallback and fake
-// kernels: tokenflow_ext/ops/quantize.py.
-#include "ops/quantize/quantize.h"
-
+// Torch glue of quantize, prepare and pack. Meaning, checks for users, fallback and
+// fake kernels: tokenflow_ext/ops/quantize.py.
 #include <optional>
 #include <tuple>
 
 #include "common/cuda_stream.h"
-#include "common/glue.h"
+#include "ops/quantize/quantize_glue.h"
 
 namespace tokenflow {
 namespace {
@@ -48,52 +46,53 @@ Books prepare_on_cpu(const Tensor& semantic_book, std::optional<Tensor> pixel_bo
   return {in.rows, in.squares, in.limits};
 }
 
+Tensor pack_on_cpu(const Tensor& rows_given, int64_t semantic_width) {
+  STD_TORCH_CHECK(rows_given.dim() == 2 && semantic_width >= 0 &&
+                      semantic_width <= rows_given.size(1),
+                  "pack: rows must be [K, Ds + Dp]");
+  const Tensor rows = as_float32(rows_given);
+  const int64_t k = rows.size(0), width = rows.size(1);
+  Tensor packed = new_like(rows, {pack_cpu_bytes(k, width)}, ScalarType::Byte);
+  if (packed.numel())
+    pack_cpu(rows.const_data_ptr<float>(), k, semantic_width, width - semantic_width,
+             packed.mutable_data_ptr(), torch_parallel());
+  return packed;
+}
+
 struct QuantizeInputs {
-  Tensor semantic, pixel, rows, squares, limits, indices;
+  Tensor semantic, pixel;
+  PreparedTensors prepared;
+  Tensor indices;
   Queries queries;
-  PreparedBook book;
 };
 
 QuantizeInputs quantize_inputs(const Tensor& semantic,
                                const std::optional<Tensor>& pixel, const Tensor& rows,
                                const Tensor& squares, const Tensor& limits,
-                               double pixel_weight, bool normalize) {
-  check_device("quantize", semantic, pixel ? *pixel : semantic, rows, squares, limits);
+                               const Tensor& packed, double pixel_weight,
+                               bool normalize) {
+  check_device("quantize", semantic, pixel ? *pixel : semantic, rows);
+  const int64_t n = semantic.size(0), ds = semantic.size(1);
+  const int64_t dp = pixel ? pixel->size(1) : 0;
   QuantizeInputs in{as_float32(semantic),
                     pixel ? as_float32(*pixel) : as_float32(semantic),
-                    torch::stable::contiguous(rows),
-                    torch::stable::contiguous(squares),
-                    torch::stable::contiguous(limits),
-                    new_like(semantic, {semantic.size(0)}, ScalarType::Long),
-                    {},
+                    prepared_of("quantize", rows, squares, limits, packed, ds),
+                    new_like(semantic, {n}, ScalarType::Long),
                     {}};
-  const int64_t n = in.semantic.size(0), ds = in.semantic.size(1);
-  const int64_t dp = pixel ? in.pixel.size(1) : 0, k = in.rows.size(0);
   STD_TORCH_CHECK(in.pixel.size(0) == n, "quantize: pixel must have as many rows");
-  STD_TORCH_CHECK(in.rows.size(1) == ds + dp && in.squares.size(0) == k &&
-                      in.squares.size(1) == 2 && in.limits.numel() == 3,
+  STD_TORCH_CHECK(rows.size(1) == ds + dp,
                   "quantize: prepared books do not fit the vectors");
-  STD_TORCH_CHECK(in.rows.scalar_type() == ScalarType::Float &&
-                      in.squares.scalar_type() == ScalarType::Double &&
-                      in.limits.scalar_type() == ScalarType::Double,
-                  "quantize: prepared books have another dtype");
   in.queries = {in.semantic.const_data_ptr<float>(), in.pixel.const_data_ptr<float>(),
                 n, static_cast<float>(pixel_weight), normalize};
-  in.book = {in.rows.const_data_ptr<float>(),
-             in.squares.const_data_ptr<double>(),
-             in.limits.const_data_ptr<double>(),
-             k,
-             ds,
-             dp};
   return in;
 }
 
 Tensor quantize_on_cpu(const Tensor& semantic, std::optional<Tensor> pixel,
                        const Tensor& rows, const Tensor& squares, const Tensor& limits,
-                       double pixel_weight, bool normalize) {
-  QuantizeInputs in =
-      quantize_inputs(semantic, pixel, rows, squares, limits, pixel_weight, normalize);
-  quantize_cpu(in.queries, in.book, in.indices.mutable_data_ptr<int64_t>(),
+                       const Tensor& packed, double pixel_weight, bool normalize) {
+  QuantizeInputs in = quantize_inputs(semantic, pixel, rows, squares, limits, packed,
+                                      pixel_weight, normalize);
+  quantize_cpu(in.queries, in.prepared.raw, in.indices.mutable_data_ptr<int64_t>(),
                torch_parallel());
   return in.indices;
 }
@@ -111,17 +110,22 @@ Books prepare_on_cuda(const Tensor& semantic_book, std::optional<Tensor> pixel_b
   return {in.rows, in.squares, in.limits};
 }
 
+// Nothing is packed for this device yet.
+Tensor pack_on_cuda(const Tensor& rows, int64_t semantic_width) {
+  return new_like(rows, {0}, ScalarType::Byte);
+}
+
 Tensor quantize_on_cuda(const Tensor& semantic, std::optional<Tensor> pixel,
                         const Tensor& rows, const Tensor& squares, const Tensor& limits,
-                        double pixel_weight, bool normalize) {
-  QuantizeInputs in =
-      quantize_inputs(semantic, pixel, rows, squares, limits, pixel_weight, normalize);
+                        const Tensor& packed, double pixel_weight, bool normalize) {
+  QuantizeInputs in = quantize_inputs(semantic, pixel, rows, squares, limits, packed,
+                                      pixel_weight, normalize);
   const int device = in.semantic.get_device_index();
   Tensor workspace = new_like(
       in.semantic,
-      {quantize_cuda_workspace(in.queries.n, in.book.k, in.rows.size(1), device)},
+      {quantize_cuda_workspace(in.queries.n, rows.size(0), rows.size(1), device)},
       ScalarType::Byte);
-  quantize_cuda(in.queries, in.book, in.indices.mutable_data_ptr<int64_t>(),
+  quantize_cuda(in.queries, in.prepared.raw, in.indices.mutable_data_ptr<int64_t>(),
                 workspace.mutable_data_ptr(), device, current_cuda_stream(device));
   return in.indices;
 }
@@ -129,12 +133,14 @@ Tensor quantize_on_cuda(const Tensor& semantic, std::optional<Tensor> pixel,
 
 STABLE_TORCH_LIBRARY_IMPL(tokenflow_ext, CPU, m) {
   m.impl("prepare", TORCH_BOX(&prepare_on_cpu));
+  m.impl("pack", TORCH_BOX(&pack_on_cpu));
   m.impl("quantize", TORCH_BOX(&quantize_on_cpu));
 }
 
 #ifdef TOKENFLOW_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tokenflow_ext, CUDA, m) {
   m.impl("prepare", TORCH_BOX(&prepare_on_cuda));
+  m.impl("pack", TORCH_BOX(&pack_on_cuda));
   m.impl("quantize", TORCH_BOX(&quantize_on_cuda));
 }
 #endif

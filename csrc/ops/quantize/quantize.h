@@ -1,5 +1,5 @@
-// Raw-pointer contract of quantize and prepare, shared by CPU and CUDA. Meaning: the
-// references in tokenflow_ext/ops/quantize.py.
+// Raw-pointer contract of quantize, prepare and pack, shared by CPU and CUDA. Meaning:
+// the references in tokenflow_ext/ops/quantize.py.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace tokenflow {
 
-// Entries ready to be searched, made by prepare from one or two books.
+// Entries ready to be searched, made by prepare (and pack) from one or two books.
 struct PreparedBook {
   const float* rows;      // [k, semantic_width + pixel_width]: [semantic, pixel]
   const double* squares;  // [k, 2]: squared norms of the halves, 0 where normalised;
@@ -17,7 +17,9 @@ struct PreparedBook {
   const double* limits;   // [3]: largest squared row norm, largest of either square
   int64_t k;
   int64_t semantic_width;
-  int64_t pixel_width;  // 0: one book
+  int64_t pixel_width;   // 0: one book
+  const void* packed;    // what pack made of the rows for this device
+  int64_t packed_bytes;  // 0: nothing, the plain sweep serves
 };
 
 struct Queries {
@@ -33,6 +35,11 @@ void prepare_cpu(const float* semantic_book, const float* pixel_book, int64_t k,
                  float* rows, double* squares, double* limits,
                  const Parallel& parallel);
 
+// Bytes that pack_cpu writes; tokenflow_ext/ops/prepare.py knows the same number.
+int64_t pack_cpu_bytes(int64_t k, int64_t width);
+void pack_cpu(const float* rows, int64_t k, int64_t semantic_width, int64_t pixel_width,
+              void* packed, const Parallel& parallel);
+
 void quantize_cpu(const Queries& queries, const PreparedBook& book, int64_t* indices,
                   const Parallel& parallel);
 
@@ -46,27 +53,5 @@ int64_t quantize_cuda_workspace(int64_t n, int64_t k, int64_t width, int device)
 
 void quantize_cuda(const Queries& queries, const PreparedBook& book, int64_t* indices,
                    void* workspace, int device, void* stream);
-
-// --- the CPU sweep, once per instruction set (quantize_simd.cpp) ---
-
-// A panel is panel_lanes() queries side by side, one per vector lane.
-struct Panel {
-  const float* query;   // [width, lanes]: normalised, pixel half weighted
-  const double* error;  // [lanes]: sweep_error of each query
-  double* best;         // [lanes]: best exact score so far
-  int64_t* index;       // [lanes]: its entry
-  float* threshold;     // [lanes]: best − error; a sweep score below cannot win
-};
-
-struct Entries {
-  const float* rows;       // [k, width]
-  const float* offset;     // [k], float32, what the sweep subtracts
-  const double* offset64;  // [k], what the exact score subtracts
-  int64_t width;
-};
-
-TFX_DECLARE_SIMD(int64_t panel_lanes())
-TFX_DECLARE_SIMD(void sweep_panel(const Entries& entries, const Panel& panel,
-                                  int64_t first, int64_t last))
 
 }  // namespace tokenflow

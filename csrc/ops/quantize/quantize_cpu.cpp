@@ -1,24 +1,36 @@
 /*
-quantize and prepare, CPU: everything around the sweep of quantize_simd.cpp.
+quantize, prepare and pack, CPU: everything around the sweeps of quantize_simd.cpp and
+quantize_bytes_simd.cpp.
 
-Work       Queries are packed into panels of lanes. With at least as many panels as
-           threads each thread takes panels; with fewer, the book is split too and the
-           parts are merged. Exact scores decide either way, so neither the number of
-           threads nor the place of a query in the batch can change an index.
-Memory     O(n + k): packed queries, one state per query and part, offsets per entry.
+Work       Queries are read into panels of lanes. A thread carries a group of panels
+           through the book, block by block; with few panels the book is split as well
+           and the parts are merged. Exact scores decide either way, so neither the
+           number of threads nor the place of a query in the batch can change an index.
+Memory     Per thread one group of panels; per query and part one score and index; per
+           entry its offset: less than 2 MB at 16384 queries and 32768 entries.
 */
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 #include "common/numerics.h"
-#include "ops/quantize/quantize.h"
+#include "common/scratch.h"
+#include "ops/quantize/quantize_sweep.h"
 
 namespace tokenflow {
 namespace {
 
-constexpr int64_t kBlock = 1020;    // entries that stay in L2 while panels pass; whole
-                                    // tiles of every instruction set
+constexpr int64_t kBlock = 1020;  // entries that stay in cache while panels pass; whole
+                                  // tiles of every sweep
 constexpr int64_t kMinPart = 2048;  // entries below which splitting the book costs more
+constexpr int64_t kGroup = 16;      // panels that one thread carries through the book
+static_assert(kBlock % kByteTile == 0);
+
+// Entries that the byte sweep may look at one by one before float32 is cheaper.
+constexpr int64_t kFirstSuspects = 32;   // per query, whatever the book's size
+constexpr int64_t kSuspectsPerTile = 2;  // per panel
 
 struct EntrySquares {
   double row = 0.0, semantic = 0.0, pixel = 0.0;
@@ -46,90 +58,146 @@ EntrySquares write_entry(const float* semantic, int64_t semantic_width,
   return {sum_of_squares(row, width), squares[0], squares[1]};
 }
 
-struct PackedQueries {
-  int64_t lanes, panels;
-  std::vector<float> query;   // [panels, width, lanes]
-  std::vector<double> error;  // [panels, lanes]
-  std::vector<char> finite;   // [panels, lanes]
-};
+// --- packed memory: a header, then biases and words of all tiles ---
 
-PackedQueries pack(const Queries& queries, const PreparedBook& book, int64_t lanes,
-                   const Parallel& parallel) {
-  const int64_t ds = book.semantic_width, dp = book.pixel_width, width = ds + dp;
-  PackedQueries packed{lanes, (queries.n + lanes - 1) / lanes, {}, {}, {}};
-  packed.query.assign(packed.panels * width * lanes, 0.0f);
-  packed.error.assign(packed.panels * lanes, 0.0);
-  packed.finite.assign(packed.panels * lanes, 0);
-  const double row_limit = std::sqrt(book.limits[0]);
-  const double offset_limit =
-      entry_offset(book.limits[1], book.limits[2], queries.pixel_weight);
-  parallel.run(queries.n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t panel = n / lanes, lane = n % lanes;
-      float* column = packed.query.data() + panel * width * lanes + lane;
-      const float* semantic = queries.semantic + n * ds;
-      const float* pixel = queries.pixel + n * dp;
-      const double semantic_norm = row_norm(sum_of_squares(semantic, ds));
-      const double pixel_norm = row_norm(sum_of_squares(pixel, dp));
-      for (int64_t d = 0; d < ds; ++d)
-        column[d * lanes] =
-            queries.normalize ? normalized(semantic[d], semantic_norm) : semantic[d];
-      for (int64_t d = 0; d < dp; ++d) {
-        const float x = queries.normalize ? normalized(pixel[d], pixel_norm) : pixel[d];
-        column[(ds + d) * lanes] = queries.pixel_weight * x;
-      }
-      const double squares = sum_of_squares(column, width, lanes);
-      packed.finite[n] = is_finite(squares) && is_finite(semantic_norm + pixel_norm);
-      if (packed.finite[n]) {
-        packed.error[n] =
-            sweep_error(std::sqrt(squares) * row_limit + offset_limit, width);
-      } else {
-        for (int64_t d = 0; d < width; ++d) column[d * lanes] = 0.0f;
-      }
-    }
-  });
-  return packed;
+struct ByteHeader {
+  float scale[2];
+  ByteNorms norms;
+};
+constexpr int64_t kHeaderBytes = 64;
+static_assert(sizeof(ByteHeader) <= kHeaderBytes);
+
+int64_t byte_tiles(int64_t k) { return (k + kByteTile - 1) / kByteTile; }
+
+ByteBook byte_book(const void* packed, int64_t k, int64_t width) {
+  ByteHeader header;
+  std::memcpy(&header, packed, sizeof header);
+  const int64_t entries = byte_tiles(k) * kByteTile;
+  auto* words = reinterpret_cast<int32_t*>(
+      static_cast<char*>(const_cast<void*>(packed)) + kHeaderBytes);
+  return {{header.scale[0], header.scale[1]},
+          header.norms,
+          words,
+          words + entries,
+          words + 2 * entries,
+          (width + 3) / 4};
 }
 
-// Best entry of every lane, once per part of the book.
-struct State {
-  std::vector<double> best;
-  std::vector<int64_t> index;
-  std::vector<float> threshold;
+float largest_element(const float* rows, int64_t k, int64_t width, int64_t first,
+                      int64_t last) {
+  float most = 0.0f;
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t d = first; d < last; ++d)
+      most = std::max(most, std::abs(rows[i * width + d]));
+  return most;
+}
 
-  State(const PackedQueries& packed, int64_t parts) {
-    const int64_t n = packed.panels * packed.lanes;
-    best.resize(parts * n);
-    index.assign(parts * n, -1);
-    threshold.resize(parts * n);
-    const double inf = std::numeric_limits<double>::infinity();
-    for (int64_t i = 0; i < parts * n; ++i) {
-      // Padding and queries that are not finite start unbeatable.
-      best[i] = packed.finite[i % n] ? -inf : inf;
-      threshold[i] = static_cast<float>(best[i] - packed.error[i % n]);
-    }
+float byte_scale(float largest) {
+  return largest > 0.0f ? std::min(127.0f / largest, 1e30f) : 1.0f;
+}
+
+// Who does what: groups of panels × parts of the book.
+struct Split {
+  int64_t group, parts;
+
+  // First entry of a part; parts are whole tiles of every sweep.
+  int64_t entry(int64_t part, int64_t k) const {
+    return part == parts ? k : byte_tiles(k) * part / parts * kByteTile;
   }
 };
 
-Panel panel_of(const PackedQueries& packed, State& state, int64_t width, int64_t panel,
-               int64_t part) {
-  const int64_t lane = panel * packed.lanes;
-  const int64_t at = part * packed.panels * packed.lanes + lane;
-  return {packed.query.data() + lane * width, packed.error.data() + lane,
-          state.best.data() + at, state.index.data() + at, state.threshold.data() + at};
+// With few panels per thread the book is split, so that no thread waits for another.
+Split split_for(int64_t panels, int64_t k, int64_t threads) {
+  if (panels < 8 * threads && panels % threads != 0 && k >= threads * kMinPart)
+    return {std::min(panels, kGroup), threads};
+  const int64_t rounds = (panels + threads * kGroup - 1) / (threads * kGroup);
+  return {(panels + threads * rounds - 1) / (threads * rounds), 1};
 }
 
-void sweep(const Entries& entries, const Panel& panel, int64_t first, int64_t last) {
-  TFX_CALL_SIMD(sweep_panel, entries, panel, first, last);
-}
+// --- panels ---
 
-int64_t lanes_now() { return TFX_CALL_SIMD(panel_lanes); }
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-int64_t parts_for(int64_t panels, int64_t k, int threads) {
-  if (panels >= threads) return 1;
-  const int64_t wanted = (threads + panels - 1) / panels;
-  return std::clamp<int64_t>(k / kMinPart, 1, wanted);
-}
+// The arrays of some panels, one after the other in one run of memory.
+class Panels {
+ public:
+  Panels(int64_t count, int64_t width, bool bytes)
+      : lanes_(TFX_CALL_SIMD(panel_lanes)),
+        width_(width),
+        bytes_(bytes),
+        floats_(lanes_ * (width + 7 + (bytes ? width + (width + 3) / 4 + 4 : 0))),
+        memory_(count * round_up(floats_, 16)) {}
+
+  Panel operator[](int64_t i) const {
+    float* at = memory_.get() + i * round_up(floats_, 16);
+    const auto take = [&](int64_t floats) { return std::exchange(at, at + floats); };
+    Panel panel{};
+    panel.query = take(width_ * lanes_);
+    panel.error = reinterpret_cast<double*>(take(2 * lanes_));
+    panel.best = reinterpret_cast<double*>(take(2 * lanes_));
+    panel.index = reinterpret_cast<int64_t*>(take(2 * lanes_));
+    panel.threshold = take(lanes_);
+    if (!bytes_) return panel;
+    panel.words = reinterpret_cast<int32_t*>(take((width_ + 3) / 4 * lanes_));
+    panel.slack = reinterpret_cast<double*>(take(2 * lanes_));
+    panel.unit = take(lanes_);
+    panel.floor = take(lanes_);
+    panel.row = take(width_ * lanes_);
+    return panel;
+  }
+
+ private:
+  int64_t lanes_, width_;
+  bool bytes_;
+  int64_t floats_;
+  Scratch memory_;
+};
+
+// One search: what all threads read.
+struct Search {
+  const Queries& queries;
+  const PreparedBook& book;
+  Entries entries;
+  const ByteBook* bytes;  // null: in float32
+  int64_t lanes;
+
+  // Entries [first, last) for panels [begin, end): best and index, `lanes` per panel.
+  void run(int64_t begin, int64_t end, int64_t first, int64_t last, double* best,
+           int64_t* index) const {
+    const Panels panels(end - begin, entries.width, bytes != nullptr);
+    std::vector<int64_t> budget(end - begin);
+    for (int64_t p = begin; p < end; ++p)
+      TFX_CALL_SIMD(load_panel, queries, book, bytes, p * lanes,
+                    std::min(lanes, queries.n - p * lanes), panels[p - begin]);
+    for (int64_t k = first; k < last; k += kBlock)
+      for (int64_t p = 0; p < end - begin; ++p)
+        sweep_block(panels[p], k, std::min(last, k + kBlock), k == first, budget[p]);
+    for (int64_t p = begin; p < end; ++p) {
+      std::copy_n(panels[p - begin].best, lanes, best + (p - begin) * lanes);
+      std::copy_n(panels[p - begin].index, lanes, index + (p - begin) * lanes);
+    }
+  }
+
+ private:
+  // In bytes while that pays, else in float32. The first tile always in float32: it
+  // scores every entry exactly, which suspects would do one by one.
+  void sweep_block(const Panel& panel, int64_t k, int64_t last, bool is_first,
+                   int64_t& budget) const {
+    if (bytes && is_first) {
+      budget = kFirstSuspects * lanes;
+      const int64_t tile = std::min(last, k + kByteTile);
+      TFX_CALL_SIMD(sweep_panel, entries, panel, k, tile);
+      k = tile;
+    }
+    if (bytes && budget >= 0) {
+      const int64_t tile = k / kByteTile, end = byte_tiles(last);
+      budget += kSuspectsPerTile * (end - tile);
+      k = std::min(last, kByteTile * TFX_CALL_SIMD(sweep_panel_bytes, entries, *bytes,
+                                                   panel, tile, end, budget));
+    }
+    if (k < last) TFX_CALL_SIMD(sweep_panel, entries, panel, k, last);
+  }
+};
 
 }  // namespace
 
@@ -156,47 +224,80 @@ void prepare_cpu(const float* semantic_book, const float* pixel_book, int64_t k,
   limits[2] = total.pixel;
 }
 
+int64_t pack_cpu_bytes(int64_t k, int64_t width) {
+  if (width > kMaxByteWidth) return 0;
+  return kHeaderBytes + byte_tiles(k) * kByteTile * 4 * (2 + (width + 3) / 4);
+}
+
+void pack_cpu(const float* rows, int64_t k, int64_t semantic_width, int64_t pixel_width,
+              void* packed, const Parallel& parallel) {
+  const int64_t width = semantic_width + pixel_width;
+  std::memset(packed, 0, kHeaderBytes);
+  ByteHeader header{};
+  header.scale[0] = byte_scale(largest_element(rows, k, width, 0, semantic_width));
+  header.scale[1] = byte_scale(largest_element(rows, k, width, semantic_width, width));
+  std::memcpy(packed, &header, sizeof header);
+  const ByteBook bytes = byte_book(packed, k, width);
+  constexpr int64_t kGrain = 64;
+  std::vector<ByteNorms> norms((byte_tiles(k) + kGrain - 1) / kGrain);
+  parallel.run(static_cast<int64_t>(norms.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      norms[i] = TFX_CALL_SIMD(pack_tiles, rows, k, semantic_width, width, bytes,
+                               i * kGrain, std::min(byte_tiles(k), (i + 1) * kGrain));
+  });
+  for (const ByteNorms& part : norms)
+    header.norms = {std::max(header.norms.row, part.row),
+                    std::max(header.norms.residual, part.residual),
+                    std::max(header.norms.bytes, part.bytes)};
+  std::memcpy(packed, &header, sizeof header);
+}
+
 void quantize_cpu(const Queries& queries, const PreparedBook& book, int64_t* indices,
                   const Parallel& parallel) {
   if (queries.n == 0) return;
   const int64_t width = book.semantic_width + book.pixel_width;
-  const PackedQueries packed = pack(queries, book, lanes_now(), parallel);
-  std::vector<double> offset64(book.k);
-  std::vector<float> offset(book.k);
+  std::vector<double> offset(book.k);
+  std::vector<float> start(byte_tiles(book.k) * kByteTile);  // tiles are read whole
+  bool offsets = false;
   for (int64_t k = 0; k < book.k; ++k) {
-    offset64[k] = entry_offset(book.squares[2 * k], book.squares[2 * k + 1],
-                               queries.pixel_weight);
-    offset[k] = static_cast<float>(offset64[k]);
+    offset[k] = entry_offset(book.squares[2 * k], book.squares[2 * k + 1],
+                             queries.pixel_weight);
+    start[k] = static_cast<float>(-offset[k]);
+    offsets |= offset[k] != 0.0;
   }
-  const Entries entries{book.rows, offset.data(), offset64.data(), width};
+  ByteBook bytes;
+  const bool in_bytes =
+      book.packed_bytes && TFX_CALL_SIMD(has_bytes) && book.k > kByteTile;
+  if (in_bytes) bytes = byte_book(book.packed, book.k, width);
+  const int64_t lanes = TFX_CALL_SIMD(panel_lanes);
+  const Search search{queries,
+                      book,
+                      {book.rows, offset.data(), start.data(), book.k, width, offsets},
+                      in_bytes ? &bytes : nullptr,
+                      lanes};
 
-  const int64_t parts = parts_for(packed.panels, book.k, parallel.threads);
-  State state(packed, parts);
-  if (parts == 1) {
-    const int64_t grain = (packed.panels + parallel.threads - 1) / parallel.threads;
-    parallel.run(packed.panels, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t first = 0; first < book.k; first += kBlock)
-        for (int64_t p = begin; p < end; ++p)
-          sweep(entries, panel_of(packed, state, width, p, 0), first,
-                std::min(book.k, first + kBlock));
-    });
-  } else {
-    parallel.run(packed.panels * parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t part = unit % parts;
-        sweep(entries, panel_of(packed, state, width, unit / parts, part),
-              book.k * part / parts, book.k * (part + 1) / parts);
-      }
-    });
-  }
-
-  const int64_t stride = packed.panels * packed.lanes;
+  const int64_t panels = (queries.n + lanes - 1) / lanes;
+  const Split split = split_for(panels, book.k, parallel.threads);
+  const int64_t groups = (panels + split.group - 1) / split.group;
+  std::vector<double> best(split.parts * panels * lanes);
+  std::vector<int64_t> index(best.size());
+  parallel.run(groups * split.parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t part = unit % split.parts, first = unit / split.parts * split.group;
+      const int64_t at = (part * panels + first) * lanes;
+      search.run(first, std::min(panels, first + split.group),
+                 split.entry(part, book.k), split.entry(part + 1, book.k),
+                 best.data() + at, index.data() + at);
+    }
+  });
   for (int64_t n = 0; n < queries.n; ++n) {
     int64_t winner = n;
-    for (int64_t part = 1; part < parts; ++part)  // in order: ties go to the smallest
-      if (state.best[part * stride + n] > state.best[winner])
-        winner = part * stride + n;
-    indices[n] = state.index[winner];
+    for (int64_t part = 1; part < split.parts;
+         ++part) {  // in order: ties to the smallest
+      const int64_t at = part * panels * lanes + n;
+      if (best[at] > best[winner]) winner = at;
+    }
+    indices[n] = index[winner];
   }
 }
 

@@ -1,0 +1,323 @@
+/*
+quantize, CPU: the sweep in bytes. Compiled once per instruction set; meaning:
+quantize_sweep.h.
+
+Algorithm  Entries and queries are rounded to signed bytes, each half by a scale of its
+           own, chosen so that both halves of a score have one unit. A tile of kByteTile
+           entries × one panel accumulates integer scores in registers, four products
+           per lane and instruction. An entry whose score reaches its lane's floor may
+           win: it is scored in float32 and, if it may still win, exactly.
+Bound      With a, b the scaled query and entry and a', b' their bytes,
+             |a·b − a'·b'| ≤ ‖a − a'‖ ‖b‖ + ‖a'‖ ‖b − b'‖   (Cauchy–Schwarz),
+           the norms of a measured for each query and the largest of b kept with the
+           book. Integer sums are exact. The rounding of the scales, of the offsets and
+           of the floor is paid by 2⁻²⁰ of the largest score.
+Cost       Of random rows about sixteen entries per query are looked at one by one,
+           whatever K. A panel that needs more than its budget (a collapsed book, rows
+           closer to each other than a byte can tell) goes on in float32.
+Tiles      AVX-512 (VNNI): 12 entries × 32 queries, 24 accumulators of 16 int32. AVX2: 6
+           entries × 16 queries, 12 accumulators of 8 pairs of int16; a lane holds the
+           lower and the upper products of its words, which cannot overflow because the
+           scale of the query keeps ‖a'‖ ‖b'‖ below 2¹⁵.
+Traffic    A panel is width × lanes bytes in L1; a block of entries in L2.
+*/
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "common/numerics.h"
+#include "common/simd.h"
+#include "ops/quantize/quantize_panel.h"
+#include "ops/quantize/quantize_sweep.h"
+
+namespace tokenflow::TFX_ISA {
+namespace {
+
+using simd::VecD;
+using simd::VecF;
+using simd::VecI32;
+
+// Queries are bytes from −kLevel to kLevel, shifted by kZero to be unsigned. Scores
+// come out kTimes too large.
+#if defined(__AVX512VNNI__)
+constexpr bool kHasBytes = true;
+constexpr int kEntries = 12, kLevel = 127, kZero = 128, kTimes = 1;
+
+[[gnu::always_inline]] inline const int32_t* biases_of(const ByteBook& bytes) {
+  return bytes.bias;
+}
+[[gnu::always_inline]] inline VecI32 multiply_add(VecI32 sum, VecI32 query,
+                                                  VecI32 entry) {
+  return (VecI32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)query, (__m512i)entry);
+}
+[[gnu::always_inline]] inline VecI32 whole(VecI32 sum) { return sum; }
+[[gnu::always_inline]] inline VecI32 broadcast(const int32_t* p) {
+  VecI32 v = (VecI32)_mm512_set1_epi32(*p);
+  asm("" : "+v"(v));  // one load for both vectors of queries
+  return v;
+}
+[[gnu::always_inline]] inline VecI32 largest(VecI32 a, VecI32 b) {
+  return (VecI32)_mm512_max_epi32((__m512i)a, (__m512i)b);
+}
+#elif defined(__AVX2__)
+constexpr bool kHasBytes = true;
+constexpr int kEntries = 6, kLevel = 63, kZero = 64, kTimes = 2;
+
+[[gnu::always_inline]] inline const int32_t* biases_of(const ByteBook& bytes) {
+  return bytes.biases;
+}
+[[gnu::always_inline]] inline VecI32 multiply_add(VecI32 sum, VecI32 query,
+                                                  VecI32 entry) {
+  const __m256i products = _mm256_maddubs_epi16((__m256i)query, (__m256i)entry);
+  return (VecI32)_mm256_add_epi16((__m256i)sum, products);
+}
+[[gnu::always_inline]] inline VecI32 whole(VecI32 sum) {
+  return (VecI32)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(kTimes));
+}
+[[gnu::always_inline]] inline VecI32 broadcast(const int32_t* p) {
+  VecI32 v = (VecI32)_mm256_set1_epi32(*p);
+  asm("" : "+x"(v));
+  return v;
+}
+[[gnu::always_inline]] inline VecI32 largest(VecI32 a, VecI32 b) {
+  return (VecI32)_mm256_max_epi32((__m256i)a, (__m256i)b);
+}
+#else
+constexpr bool kHasBytes = false;
+constexpr int kLevel = 1, kZero = 0, kTimes = 1;
+#endif
+
+[[gnu::always_inline]] inline VecF to_float(VecI32 v) {
+  return __builtin_convertvector(v, VecF);
+}
+
+// Nearest integers of |x| < 2²², as floats.
+[[gnu::always_inline]] inline VecF nearest(VecF x) {
+  const VecF magic = simd::broadcast(12582912.0f);  // 1.5 · 2²³
+  return (x + magic) - magic;
+}
+
+#if defined(__AVX2__)
+
+// What may win of one tile, entry by entry in order, so that the smallest index wins.
+struct Suspects {
+  const Entries& entries;
+  const Panel& panel;
+  int64_t budget;
+
+  // Scores of entries from k on, for both vectors of lanes.
+  [[gnu::noinline]] void look(int64_t k, const VecF (&scores)[2][kEntries]) {
+    for (int i = 0; i < kEntries && k + i < entries.k; ++i)
+      for (int v = 0; v < 2; ++v) {
+        const VecF floor = simd::load(panel.floor + v * simd::kFloats);
+        uint32_t lanes = simd::lanes_not_le(scores[v][i], floor);
+        for (; lanes; lanes &= lanes - 1)
+          look_at(k + i, v * simd::kFloats + __builtin_ctz(lanes));
+      }
+  }
+
+  void look_at(int64_t k, int64_t lane) {
+    --budget;
+    const int64_t width = entries.width;
+    const float* query = panel.row + lane * width;
+    const float* row = entries.rows + k * width;
+    VecF sums{};
+    int64_t d = 0;
+    for (; d + simd::kFloats <= width; d += simd::kFloats)
+      sums += simd::load(query + d) * simd::load(row + d);
+    float score = simd::sum(sums) + entries.start[k];
+    for (; d < width; ++d) score += query[d] * row[d];
+    if (score < panel.threshold[lane]) return;  // NaN rules nothing out
+    decide_one(entries, panel, k, lane);
+  }
+};
+
+// Integer scores of kEntries entries from entry `e` of a tile on.
+template <bool kOffsets>
+inline void tile(const ByteBook& bytes, const Panel& panel, int64_t t, int e,
+                 Suspects& suspects) {
+  const int64_t quads = bytes.quads, at = t * kByteTile + e;
+  const int32_t* word = bytes.words + t * quads * kByteTile + e;
+  const int32_t* bias = biases_of(bytes) + at;
+  const int32_t* query = panel.words;
+  VecI32 sums[2][kEntries];
+  simd::unroll<kEntries>(
+      [&](auto i) { sums[0][i] = sums[1][i] = broadcast(bias + i); });
+  for (int64_t q = 0; q < quads; ++q, word += kByteTile, query += kLanes) {
+    const VecI32 q0 = simd::load(query), q1 = simd::load(query + simd::kFloats);
+    simd::unroll<kEntries>([&](auto i) {
+      const VecI32 b = broadcast(word + i);
+      sums[0][i] = multiply_add(sums[0][i], q0, b);
+      sums[1][i] = multiply_add(sums[1][i], q1, b);
+    });
+  }
+  simd::unroll<2 * kEntries>([&](auto i) {
+    VecI32& sum = sums[i % 2][i / 2];
+    sum = whole(sum);
+  });
+  const VecF unit[2] = {simd::load(panel.unit), simd::load(panel.unit + simd::kFloats)};
+  const float* start = suspects.entries.start + at;
+  const auto score = [&](int v, int i) {
+    VecF score = to_float(sums[v][i]);
+    if constexpr (kOffsets) score += unit[v] * simd::broadcast(start[i]);
+    return score;
+  };
+  bool may_win = false;
+  simd::unroll<2>([&](auto v) {
+    VecF best;
+    if constexpr (kOffsets) {
+      VecF scores[kEntries];
+      simd::unroll<kEntries>([&](auto i) { scores[i] = score(v, i); });
+      best = simd::largest_of(scores, [](VecF a, VecF b) { return simd::max(a, b); });
+    } else {
+      best = to_float(
+          simd::largest_of(sums[v], [](VecI32 a, VecI32 b) { return largest(a, b); }));
+    }
+    may_win |= simd::any_not_le(best, simd::load(panel.floor + v * simd::kFloats));
+  });
+  if (may_win) [[unlikely]] {
+    VecF scores[2][kEntries];
+    simd::unroll<2 * kEntries>(
+        [&](auto i) { scores[i % 2][i / 2] = score(i % 2, i / 2); });
+    suspects.look(at, scores);
+  }
+}
+
+template <bool kOffsets>
+int64_t sweep(const Entries& entries, const ByteBook& bytes, const Panel& panel,
+              int64_t first, int64_t last, int64_t& budget) {
+  Suspects suspects{entries, panel, budget};
+  for (; first < last && suspects.budget >= 0; ++first)
+    for (int e = 0; e < kByteTile; e += kEntries)
+      tile<kOffsets>(bytes, panel, first, e, suspects);
+  budget = suspects.budget;
+  return first;
+}
+
+#endif
+
+}  // namespace
+
+bool has_bytes() { return kHasBytes; }
+
+void load_panel_bytes(const PreparedBook& book, const ByteBook& bytes,
+                      double offset_limit, const Panel& panel) {
+  const int64_t widths[2] = {book.semantic_width, book.pixel_width};
+  const int64_t width = widths[0] + widths[1];
+  // Per lane and half: the largest element and the squares tell how far to scale.
+  alignas(64) float scale[2][kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    double unit = std::numeric_limits<double>::infinity(), squares = 0.0;
+    const float* column = panel.query + lane;
+    for (int h = 0; h < 2; ++h) {
+      float top = 0.0f;
+      double sum = 0.0;
+      for (int64_t d = 0; d < widths[h]; ++d, column += kLanes) {
+        top = std::max(top, std::abs(*column));
+        sum += static_cast<double>(*column) * *column;
+      }
+      const double s = bytes.scale[h];
+      squares += sum / (s * s);
+      if (top > 0.0f) unit = std::min(unit, 0.999999 * kLevel / top * s);
+    }
+    if (kTimes == 2 && squares > 0.0) {  // int16 sums
+      const double room = 32767.0 / std::max(bytes.norms.bytes, 1.0) -
+                          0.5 * std::sqrt(static_cast<double>(width));
+      unit = std::min(unit, std::max(room, 0.0) / std::sqrt(squares));
+    }
+    if (squares == 0.0) unit = 1.0;
+    const double scales[2] = {unit / bytes.scale[0], unit / bytes.scale[1]};
+    // No error bound: float32 could overflow, and nothing is ruled out there either.
+    const bool fits = is_finite(panel.error[lane]) && unit >= 1e-30 &&
+                      std::max(scales[0], scales[1]) <= 1e30;
+    panel.unit[lane] = fits ? static_cast<float>(kTimes * unit) : 1.0f;
+    panel.slack[lane] = fits ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+    for (int h = 0; h < 2; ++h)
+      scale[h][lane] = fits ? static_cast<float>(scales[h]) : 0.0f;
+  }
+  // The bytes, and the norms of the scaled query and of what rounding took from it.
+  std::memset(panel.words, 0, bytes.quads * kLanes * sizeof(int32_t));
+  for (int64_t lane = 0; lane < kLanes; lane += simd::kFloats) {
+    VecD norms[2] = {}, residuals[2] = {};
+    for (int64_t d = 0; d < width; ++d) {
+      const VecF query = simd::load(panel.query + d * kLanes + lane);
+      const VecF by = simd::load(scale[d >= widths[0]] + lane);
+      const VecF rounded = nearest(query * by);
+      int32_t* to = panel.words + d / 4 * kLanes + lane;
+      VecI32 word;
+      std::memcpy(&word, to, sizeof word);
+      word |= (__builtin_convertvector(rounded, VecI32) + kZero) << (8 * (d % 4));
+      std::memcpy(to, &word, sizeof word);
+      for (int i = 0; i < 2; ++i) {
+        const VecD scaled =
+            simd::half_as_double(query, i) * simd::half_as_double(by, i);
+        const VecD rest = scaled - simd::half_as_double(rounded, i);
+        norms[i] += scaled * scaled;
+        residuals[i] += rest * rest;
+      }
+    }
+    for (int i = 0; i < simd::kFloats; ++i) {
+      const int64_t at = lane + i;
+      const int half = i / simd::kDoubles, in_half = i % simd::kDoubles;
+      const double norm = std::sqrt(norms[half][in_half]);
+      const double residual = std::sqrt(residuals[half][in_half]);
+      const double bound =
+          (residual * bytes.norms.row + (norm + residual) * bytes.norms.residual) *
+          (1.0 + 1e-6);
+      const double largest_score =
+          (norm + residual) * (bytes.norms.row + bytes.norms.residual) * kTimes +
+          panel.unit[at] * offset_limit;
+      panel.slack[at] += kTimes * bound + 0x1p-20 * largest_score;
+      if (panel.best[at] > 0.0) panel.slack[at] = 0.0;  // unbeatable stays unbeatable
+      set_thresholds(panel, at);
+    }
+  }
+}
+
+int64_t sweep_panel_bytes(const Entries& entries, const ByteBook& bytes,
+                          const Panel& panel, int64_t first, int64_t last,
+                          int64_t& budget) {
+#if defined(__AVX2__)
+  return entries.offsets ? sweep<true>(entries, bytes, panel, first, last, budget)
+                         : sweep<false>(entries, bytes, panel, first, last, budget);
+#else
+  return first;
+#endif
+}
+
+ByteNorms pack_tiles(const float* rows, int64_t k, int64_t semantic_width,
+                     int64_t width, const ByteBook& to, int64_t first, int64_t last) {
+  ByteNorms most;
+  const int64_t quads = (width + 3) / 4;
+  for (int64_t t = first; t < last; ++t)
+    for (int64_t e = 0; e < kByteTile; ++e) {
+      int8_t bytes[kMaxByteWidth];
+      std::memset(bytes, 0, 4 * quads);
+      const int64_t entry = t * kByteTile + e;
+      double norm = 0.0, residual = 0.0, byte_norm = 0.0;
+      int32_t sums[2] = {};
+      for (int64_t d = 0; d < width && entry < k; ++d) {
+        const double scaled = static_cast<double>(rows[entry * width + d]) *
+                              to.scale[d >= semantic_width];
+        const double byte = std::nearbyint(scaled);
+        bytes[d] = static_cast<int8_t>(byte);
+        norm += scaled * scaled;
+        residual += (scaled - byte) * (scaled - byte);
+        byte_norm += byte * byte;
+        sums[d / 2 % 2] += bytes[d];
+      }
+      most = {std::max(most.row, std::sqrt(norm)),
+              std::max(most.residual, std::sqrt(residual)),
+              std::max(most.bytes, std::sqrt(byte_norm))};
+      for (int64_t q = 0; q < quads; ++q)
+        std::memcpy(to.words + (t * quads + q) * kByteTile + e, bytes + 4 * q, 4);
+      to.bias[entry] = -128 * (sums[0] + sums[1]);
+      const int16_t biases[2] = {static_cast<int16_t>(-64 * sums[0]),
+                                 static_cast<int16_t>(-64 * sums[1])};
+      std::memcpy(to.biases + entry, biases, sizeof biases);
+    }
+  return most;
+}
+
+}  // namespace tokenflow::TFX_ISA

@@ -1,0 +1,44 @@
+// Prepared books on their way to a kernel: for every op that searches.
+#pragma once
+
+#include "common/glue.h"
+#include "ops/quantize/quantize.h"
+
+namespace tokenflow {
+
+struct PreparedTensors {
+  Tensor rows, squares, limits, packed;
+  PreparedBook raw;
+};
+
+inline PreparedTensors prepared_of(const char* op, const Tensor& rows,
+                                   const Tensor& squares, const Tensor& limits,
+                                   const Tensor& packed, int64_t semantic_width) {
+  check_device(op, rows, squares, limits, packed);
+  STD_TORCH_CHECK(rows.dim() == 2 && squares.numel() == 2 * rows.size(0) &&
+                      limits.numel() == 3 && rows.scalar_type() == ScalarType::Float &&
+                      squares.scalar_type() == ScalarType::Double &&
+                      limits.scalar_type() == ScalarType::Double &&
+                      packed.scalar_type() == ScalarType::Byte && semantic_width >= 0 &&
+                      semantic_width <= rows.size(1),
+                  op, ": prepared books have another shape or dtype");
+  STD_TORCH_CHECK(packed.is_cuda() || packed.numel() == 0 ||
+                      packed.numel() == pack_cpu_bytes(rows.size(0), rows.size(1)),
+                  op, ": prepared books were packed for others");
+  PreparedTensors p{torch::stable::contiguous(rows),
+                    torch::stable::contiguous(squares),
+                    torch::stable::contiguous(limits),
+                    torch::stable::contiguous(packed),
+                    {}};
+  p.raw = {p.rows.const_data_ptr<float>(),
+           p.squares.const_data_ptr<double>(),
+           p.limits.const_data_ptr<double>(),
+           rows.size(0),
+           semantic_width,
+           rows.size(1) - semantic_width,
+           p.packed.const_data_ptr(),
+           p.packed.numel()};
+  return p;
+}
+
+}  // namespace tokenflow

@@ -1,0 +1,84 @@
+// What quantize_cpu.cpp and the sweeps (quantize_simd.cpp, quantize_bytes_simd.cpp),
+// which are compiled once per instruction set, say to each other.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+#include "ops/quantize/quantize.h"
+
+namespace tokenflow {
+
+// The book as the sweeps read it.
+struct Entries {
+  const float* rows;     // [k, width]
+  const double* offset;  // [k], what the exact score subtracts
+  const float* start;    // [k], minus that, in float32: where a sweep's sums start
+  int64_t k, width;
+  bool offsets;  // is any of them not 0?
+};
+
+// The book as bytes, in tiles of kByteTile entries so that one pointer walks a tile.
+// A byte is round(scale · element), scale being that of its half; four neighbouring
+// bytes of a row make a word, the last one of a row filled with zeros.
+constexpr int64_t kByteTile = 12;
+constexpr int64_t kMaxByteWidth = 1024;  // a byte score is exact in float32 up to there
+
+struct ByteNorms {
+  double row = 0.0;       // largest ‖scaled row‖
+  double residual = 0.0;  // largest ‖scaled row − bytes‖
+  double bytes = 0.0;     // largest ‖bytes‖
+};
+
+struct ByteBook {
+  float scale[2];   // of the semantic and the pixel half
+  ByteNorms norms;  // over all entries
+  int32_t* bias;    // [tiles, kByteTile]: −128 · the sum of the row's bytes
+  int32_t* biases;  // the same as two int16, −64 · the sums of the bytes in the lower
+                    // and in the upper halves of its words
+  int32_t* words;   // [tiles, quads, kByteTile]
+  int64_t quads;
+};
+
+// A panel is panel_lanes() queries side by side, one per vector lane. All arrays of one
+// panel stand in one run of floats, panel_floats() long.
+struct Panel {
+  float* query;      // [width, lanes]: normalised, pixel half weighted
+  float* row;        // [lanes, width]: the same, for single scores
+  int32_t* words;    // [quads, lanes]: as bytes, shifted to be unsigned
+  double* error;     // [lanes]: sweep_error of each query
+  double* best;      // [lanes]: best exact score so far
+  int64_t* index;    // [lanes]: its entry, −1 before the first
+  float* threshold;  // [lanes]: best − error; a float32 score below cannot win
+  float* unit;       // [lanes]: a score of 1 in units of the byte score
+  double* slack;     // [lanes]: bound on the error of the byte score, in those units
+  float* floor;      // [lanes]: best in those units − slack; none below can win
+};
+
+TFX_DECLARE_SIMD(int64_t panel_lanes())
+TFX_DECLARE_SIMD(bool has_bytes())
+
+// Reads queries [first, first + count) into the panel; the lanes after them, and rows
+// that are not finite, start unbeatable. `bytes` may be null.
+TFX_DECLARE_SIMD(void load_panel(const Queries& queries, const PreparedBook& book,
+                                 const ByteBook* bytes, int64_t first, int64_t count,
+                                 const Panel& panel))
+
+// Scores entries [first, last) in float32, what may win exactly.
+TFX_DECLARE_SIMD(void sweep_panel(const Entries& entries, const Panel& panel,
+                                  int64_t first, int64_t last))
+
+// Scores tiles [first, last) as bytes. Gives up, and returns the tile it would do next,
+// once more than `budget` entries had to be looked at one by one; lowers the budget.
+TFX_DECLARE_SIMD(int64_t sweep_panel_bytes(const Entries& entries,
+                                           const ByteBook& bytes, const Panel& panel,
+                                           int64_t first, int64_t last,
+                                           int64_t& budget))
+
+// Writes words and biases of tiles [first, last); returns the norms of those entries.
+TFX_DECLARE_SIMD(ByteNorms pack_tiles(const float* rows, int64_t k,
+                                      int64_t semantic_width, int64_t width,
+                                      const ByteBook& bytes, int64_t first,
+                                      int64_t last))
+
+}  // namespace tokenflow
