@@ -97,26 +97,35 @@ TFX_HD float pool_element(const float* map, const Scale& scale, int64_t cell,
       sum / static_cast<double>((row_last - row_first) * (column_last - column_first)));
 }
 
-// The sixteen entries that one cell of the full grid is made of, row-major.
+// One of the sixteen entries that a cell of the full grid is made of, row-major.
+struct Tap {
+  int64_t source;  // cell of the scale
+  float weight;
+};
+
+TFX_HD Tap tap_of(const Scale& scale, int64_t cell, int t) {
+  const int64_t row = cell / scale.grid.width, column = cell % scale.grid.width;
+  const int64_t y = bicubic_first(row, scale.cells.height, scale.grid.height) + t / 4;
+  const int64_t x = bicubic_first(column, scale.cells.width, scale.grid.width) + t % 4;
+  return {clamp_index(y, scale.cells.height) * scale.cells.width +
+              clamp_index(x, scale.cells.width),
+          static_cast<float>(scale.row_weights[4 * row + t / 4] *
+                             scale.column_weights[4 * column + t % 4])};
+}
+
+// All sixteen.
 struct Taps {
   int64_t offset[16];  // of channel 0, in [cells, channels]
   float weight[16];
 };
 
 TFX_HD Taps taps_of(const Scale& scale, int64_t cell) {
-  const int64_t row = cell / scale.grid.width, column = cell % scale.grid.width;
-  const int64_t y = bicubic_first(row, scale.cells.height, scale.grid.height);
-  const int64_t x = bicubic_first(column, scale.cells.width, scale.grid.width);
   Taps taps;
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) {
-      const int64_t source =
-          clamp_index(y + i, scale.cells.height) * scale.cells.width +
-          clamp_index(x + j, scale.cells.width);
-      taps.offset[4 * i + j] = source * scale.channels;
-      taps.weight[4 * i + j] = static_cast<float>(scale.row_weights[4 * row + i] *
-                                                  scale.column_weights[4 * column + j]);
-    }
+  for (int t = 0; t < 16; ++t) {
+    const Tap tap = tap_of(scale, cell, t);
+    taps.offset[t] = tap.source * scale.channels;
+    taps.weight[t] = tap.weight;
+  }
   return taps;
 }
 
