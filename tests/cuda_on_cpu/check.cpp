@@ -126,16 +126,17 @@ std::vector<int64_t> some_indices(int64_t n, int64_t k) {
   return indices;
 }
 
-void check_lookup(int64_t n, int64_t k, bool normalize) {
-  const int64_t ds = 6, dp = 3;
+void check_lookup(int64_t n, int64_t k, bool normalize, int64_t ds, int64_t dp) {
   std::vector<float> semantic = draw(k * ds, 1), pixel = draw(k * dp, 2);
   bend(semantic, ds, "zeros", true);
+  pixel[0] *= 1e-38f;  // scaled by what is next to it: a subnormal result
   const Books books{semantic.data(), pixel.data(), k, ds, dp, normalize};
   const std::vector<int64_t> indices = some_indices(n, k);
   std::vector<float> expected(n * (ds + dp)), found(n * (ds + dp), 7.0f);
   lookup_cpu(indices.data(), n, books, expected.data(), serial());
   lookup_cuda(indices.data(), n, books, found.data(), 0, nullptr);
-  verdict("lookup n=" + std::to_string(n), same(expected, found));
+  verdict("lookup n=" + std::to_string(n) + " width=" + std::to_string(ds + dp),
+          same(expected, found));
   if (races) return;
   const std::vector<float> grad = draw(n * (ds + dp), 6);
   std::vector<float> s(k * ds), p(k * dp), s_found(k * ds, 7.0f), p_found(k * dp, 7.0f);
@@ -145,8 +146,9 @@ void check_lookup(int64_t n, int64_t k, bool normalize) {
   std::vector<uint8_t> used(k);
   lookup_backward_cuda(grad.data(), indices.data(), n, books, s_found.data(),
                        p_found.data(), sums.data(), used.data(), 0, nullptr);
-  verdict("lookup_backward n=" + std::to_string(n),
-          close(s_found, s, 1e-6f) && close(p_found, p, 1e-6f));
+  verdict(
+      "lookup_backward n=" + std::to_string(n) + " width=" + std::to_string(ds + dp),
+      close(s_found, s, 1e-6f) && close(p_found, p, 1e-6f));
 }
 
 void check_histogram(int64_t n, int64_t k) {
@@ -157,8 +159,9 @@ void check_histogram(int64_t n, int64_t k) {
   verdict("code_histogram n=" + std::to_string(n), same(expected, found));
 }
 
-void check_pyramid(int64_t batch, Grid grid, std::vector<int64_t> sides) {
-  const int64_t ds = 6, dp = 3, k = 90, count = static_cast<int64_t>(sides.size()) / 2;
+void check_pyramid(int64_t batch, Grid grid, std::vector<int64_t> sides, int64_t ds,
+                   int64_t dp) {
+  const int64_t k = 90, count = static_cast<int64_t>(sides.size()) / 2;
   // Any weights do: both sides are given the same.
   std::vector<double> row_weights(count * grid.height * 4, 0.26);
   std::vector<double> column_weights(count * grid.width * 4, 0.24);
@@ -191,35 +194,137 @@ void check_pyramid(int64_t batch, Grid grid, std::vector<int64_t> sides) {
   verdict("pyramid_lookup", same(sum, again));
 }
 
-void check_norm(bool channels_last) {
-  const int64_t batch = 2, channels = 12, area = brief ? 35 : 3001, groups = 3;
-  const std::vector<float> x = draw(batch * channels * area, 1);
-  const std::vector<float> weight = draw(channels, 2), bias = draw(channels, 3);
-  std::vector<float> expected(x.size()), found(x.size(), 7.0f);
-  GroupNormSilu op{batch,         channels,     area,           groups,
-                   1e-6,          Element::f32, channels_last,  x.data(),
-                   weight.data(), bias.data(),  expected.data()};
-  std::vector<double> memory(group_norm_silu_workspace(op) / sizeof(double) + 1);
-  group_norm_silu_plain_cpu(op, memory.data(), serial());
-  op.y = found.data();
-  group_norm_silu_cuda(op, memory.data(), 0, nullptr);
-  verdict("group_norm_silu", close(found, expected, 1e-6f));
+// A map in the element type, [batch, channels, cells], and with the channels last.
+template <class T>
+std::vector<T> as_map(const std::vector<float>& values, int64_t batch, int64_t channels,
+                      bool channels_last) {
+  std::vector<T> map(values.size());
+  const int64_t cells = batch ? values.size() / batch / channels : 0;
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < cells; ++i) {
+        const int64_t to = channels_last ? (b * cells + i) * channels + c
+                                         : (b * channels + c) * cells + i;
+        from_float(values[(b * channels + c) * cells + i], map[to]);
+      }
+  return map;
+}
+template <class T>
+std::vector<float> widened(const std::vector<T>& map) {
+  std::vector<float> values(map.size());
+  for (size_t i = 0; i < map.size(); ++i) values[i] = to_float(map[i]);
+  return values;
 }
 
-void check_upsample(bool channels_last) {
-  const int64_t batch = 2, in = 5, out = 7, height = 3, width = 4;
-  const std::vector<float> x = draw(batch * in * height * width, 1);
-  const std::vector<float> weight = draw(out * in * 9, 2), bias = draw(out, 3);
-  std::vector<float> expected(batch * out * 4 * height * width);
-  std::vector<float> found(expected.size(), 7.0f);
-  UpsampleConv op{
-      batch,           in,           out,           height,        width,
-      Element::f32,    x.data(),     channels_last, weight.data(), bias.data(),
-      expected.data(), channels_last};
+template <class T>
+void check_norm(const char* type, Element element, int64_t channels, int64_t area,
+                int64_t groups, bool channels_last, float mean, int64_t skipped = 0) {
+  const int64_t batch = 2;
+  std::vector<float> values = draw(batch * channels * area, 1);
+  for (float& v : values) v += mean;
+  values[1] += 100 * mean;  // an outlier, among those that come first
+  const std::vector<T> plain = as_map<T>(values, batch, channels, channels_last);
+  std::vector<T> x(plain.size() + skipped), found(x.size());
+  std::copy(plain.begin(), plain.end(), x.begin() + skipped);
+  const std::vector<float> weight = draw(channels, 2), bias = draw(channels, 3);
+  std::vector<T> expected(plain.size());
+  GroupNormSilu op{batch,         channels,    area,           groups,
+                   1e-6,          element,     channels_last,  x.data() + skipped,
+                   weight.data(), bias.data(), expected.data()};
+  group_norm_silu_cpu(op, serial());
+  op.y = found.data() + skipped;
+  std::unique_ptr<char[]> workspace(new char[group_norm_silu_cuda_workspace(op)]);
+  group_norm_silu_cuda(op, workspace.get(), 0, nullptr);
+  found.erase(found.begin(), found.begin() + skipped);
+  const float unit = element == Element::f32   ? 4e-6f
+                     : element == Element::f16 ? 1e-3f
+                                               : 8e-3f;
+  verdict(std::string("group_norm_silu ") + type + " " + std::to_string(channels) +
+              "x" + std::to_string(area) + (channels_last ? " last" : ""),
+          close(widened(found), widened(expected), unit));
+}
+
+void check_norms() {
+  for (bool last : {false, true}) {
+    check_norm<float>("f32", Element::f32, 12, brief ? 35 : 3001, 3, last, 3.0f);
+    check_norm<Bfloat16>("bf16", Element::bf16, 32, 40, 2, last, 0.0f);
+    if (brief) continue;
+    check_norm<float>("f32", Element::f32, 8, 70000, 2, last, 50.0f);
+    check_norm<Half>("f16", Element::f16, 64, 264, 32, last, 1.0f);
+    check_norm<Bfloat16>("bf16", Element::bf16, 2064, 16, 3, last, 0.0f);
+    check_norm<Bfloat16>("bf16", Element::bf16, 16, 24, 4, last, 0.0f, 1);
+  }
+}
+
+struct UpsampleSize {
+  int64_t batch, in, out, height, width;
+};
+
+template <class T>
+void check_upsample(const char* type, Element element, UpsampleSize n, bool x_last,
+                    bool y_last, bool with_bias = true, int64_t skipped = 0) {
+  const int64_t cells = n.height * n.width;
+  const std::vector<T> plain =
+      as_map<T>(draw(n.batch * n.in * cells, 1), n.batch, n.in, x_last);
+  std::vector<T> x(plain.size() + skipped);  // `skipped` elements off alignment
+  std::copy(plain.begin(), plain.end(), x.begin() + skipped);
+  const std::vector<T> weight = as_map<T>(draw(n.out * n.in * 9, 2), 1, 1, false);
+  const std::vector<T> bias = as_map<T>(draw(n.out, 3), 1, 1, false);
+  const std::vector<float> wide_weight = widened(weight), wide_bias = widened(bias);
+  std::vector<T> expected(n.batch * n.out * 4 * cells),
+      found(expected.size() + skipped);
+  UpsampleConv op{n.batch,
+                  n.in,
+                  n.out,
+                  n.height,
+                  n.width,
+                  element,
+                  x.data() + skipped,
+                  x_last,
+                  wide_weight.data(),
+                  with_bias ? wide_bias.data() : nullptr,
+                  expected.data(),
+                  y_last};
   upsample_conv_plain_cpu(op, serial());
-  op.y = found.data();
-  upsample_conv_cuda(op, 0, nullptr);
-  verdict("upsample_conv", same(expected, found));
+  op.weight = op.bias = nullptr;
+  for (T& y : found) from_float(7e4f, y);
+  op.y = found.data() + skipped;
+  const UpsampleParameters given{
+      weight.data(), {n.in * 9, 9, 3, 1}, with_bias ? bias.data() : nullptr};
+  std::unique_ptr<char[]> memory(new char[upsample_conv_cuda_workspace(op)]);
+  upsample_conv_cuda(op, given, memory.get(), 0, nullptr);
+  found.erase(found.begin(), found.begin() + skipped);
+  const float unit = element == Element::f32   ? 1e-6f
+                     : element == Element::f16 ? 1e-3f
+                                               : 8e-3f;
+  verdict(std::string("upsample_conv ") + type + " in=" + std::to_string(n.in) +
+              " out=" + std::to_string(n.out) + " " + std::to_string(n.height) + "x" +
+              std::to_string(n.width) + (x_last ? " last" : "") +
+              (y_last ? "/last" : ""),
+          close(widened(found), widened(expected), unit * std::sqrt(9.0f * n.in)));
+}
+
+void check_upsamples() {
+  // Sixteen outputs of one step, rows of several, strips, every tile and store.
+  const auto bf16 = [](auto... given) {
+    check_upsample<Bfloat16>("bf16", Element::bf16, given...);
+  };
+  const auto f32 = [](auto... given) {
+    check_upsample<float>("f32", Element::f32, given...);
+  };
+  bf16(UpsampleSize{1, 8, 8, 5, 5}, true, true);
+  f32(UpsampleSize{1, 5, 7, 3, 4}, false, false);
+  if (brief) return;
+  check_upsample<Half>("f16", Element::f16, UpsampleSize{2, 40, 24, 9, 20}, true, true);
+  bf16(UpsampleSize{1, 40, 70, 6, 17}, false, false);
+  bf16(UpsampleSize{1, 33, 9, 4, 33}, false, true, false);
+  bf16(UpsampleSize{1, 32, 16, 5, 65}, true, false);
+  bf16(UpsampleSize{1, 16, 8, 3, 131}, true, true);
+  bf16(UpsampleSize{1, 8, 8, 1, 1}, true, true, true, int64_t{1});
+  f32(UpsampleSize{2, 36, 24, 9, 20}, true, true);
+  f32(UpsampleSize{1, 20, 16, 5, 40}, false, false);
+  f32(UpsampleSize{1, 4, 8, 4, 131}, true, true);
+  f32(UpsampleSize{3, 17, 65, 7, 3}, true, false, true, int64_t{1});
 }
 
 }  // namespace
@@ -235,13 +340,16 @@ int main(int argc, char** argv) {
   check_quantize(64, 64, 32, 0, "random", false, 1.0f);
   check_quantize(65, 2300, 3, 2, "duplicates", true, 0.0f);  // a book in parts
   if (!brief) check_quantize(130, 300, 70, 33, "random", true, 1.0f);
-  for (bool normalize : {true, false}) check_lookup(131, 40, normalize);
-  check_histogram(300, 17);
-  check_pyramid(2, {5, 4}, {1, 1, 2, 2, 3, 2, 5, 4});
-  for (bool channels_last : {false, true}) {
-    check_norm(channels_last);
-    check_upsample(channels_last);
+  for (bool normalize : {true, false}) {
+    check_lookup(131, 40, normalize, 6, 3);
+    check_lookup(131, 40, normalize, 32, 8);
+    check_lookup(70, 9, normalize, 8, 264);
   }
+  check_histogram(300, 17);
+  check_pyramid(2, {5, 4}, {1, 1, 2, 2, 3, 2, 5, 4}, 6, 3);
+  check_pyramid(1, {9, 11}, {1, 1, 4, 3, 12, 13}, 32, 8);
+  check_norms();
+  check_upsamples();
   std::printf("%d failed\n", failures);
   return failures != 0;
 }

@@ -57,6 +57,7 @@ struct dim3 {
 };
 struct __align__(16) uint4 { unsigned x, y, z, w; };
 struct __align__(8) uint2 { unsigned x, y; };
+struct __align__(8) float2 { float x, y; };
 struct __align__(16) float4 { float x, y, z, w; };
 
 namespace cuda_on_cpu {

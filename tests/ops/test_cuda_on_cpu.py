@@ -26,7 +26,8 @@ FLAVOURS = {
 
 def without_launches(source):
     """kernel<<<how>>>(args) -> cuda_on_cpu::launch(how, [&] { kernel(args); })."""
-    while match := re.search(r"(\w+)<<<(.*?)>>>\(", source, re.DOTALL):
+    launch = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.*?)>>>\(", re.DOTALL)
+    while match := launch.search(source):
         depth, end = 1, match.end()
         while depth:
             depth += {"(": 1, ")": -1}.get(source[end], 0)
@@ -55,8 +56,8 @@ def build(folder, flags):
 
 
 def test_launches_are_rewritten():
-    source = "f<<<g(n, 2), 64, 0,\n s>>>(a, h(b));"
-    expected = "cuda_on_cpu::launch(g(n, 2), 64, 0,\n s, [&] { f(a, h(b)); });"
+    source = "f<T, U>\n <<<g(n, 2), 64, 0,\n s>>>(a, h(b));"
+    expected = "cuda_on_cpu::launch(g(n, 2), 64, 0,\n s, [&] { f<T, U>(a, h(b)); });"
     assert without_launches(source) == expected
 
 

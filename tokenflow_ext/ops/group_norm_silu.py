@@ -152,14 +152,6 @@ _group_norm_silu_out = _library.define(
     fake=_fake_out,
 )
 
-# The bodies of the CUDA kernels, which tests run on the CPU over the same grid.
-_library.define(
-    "group_norm_silu_plain(Tensor x, Tensor weight, Tensor bias, SymInt num_groups,"
-    " float eps) -> Tensor",
-    fallback=_fallback,
-    fake=_fake,
-)
-
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, ctx.num_groups, ctx.eps = inputs

@@ -8,7 +8,7 @@
 namespace tokenflow {
 namespace {
 
-enum class Path { simd, plain, cuda };
+enum class Path { simd, cuda };
 
 // Fills `y`, which lies in memory as `x` does: both contiguous or both channels_last.
 void fill(const Tensor& x, const Tensor& weight_given, const Tensor& bias_given,
@@ -27,12 +27,9 @@ void fill(const Tensor& x, const Tensor& weight_given, const Tensor& bias_given,
                          bias.const_data_ptr<float>(),
                          y.mutable_data_ptr()};
   if (path == Path::simd) return group_norm_silu_cpu(op, torch_parallel());
-  const Tensor workspace =
-      new_like(x, {group_norm_silu_workspace(op)}, ScalarType::Byte);
-  if (path == Path::plain)
-    return group_norm_silu_plain_cpu(op, workspace.mutable_data_ptr(),
-                                     torch_parallel());
 #ifdef TOKENFLOW_WITH_CUDA
+  const Tensor workspace =
+      new_like(x, {group_norm_silu_cuda_workspace(op)}, ScalarType::Byte);
   const int device = x.get_device_index();
   group_norm_silu_cuda(op, workspace.mutable_data_ptr(), device,
                        current_cuda_stream(device));
@@ -79,14 +76,12 @@ void out_variant(const Tensor& x_given, const Tensor& weight, const Tensor& bias
 STABLE_TORCH_LIBRARY_IMPL(tokenflow_ext, CPU, m) {
   m.impl("group_norm_silu", TORCH_BOX(&functional<Path::simd>));
   m.impl("group_norm_silu_out", TORCH_BOX(&out_variant<Path::simd>));
-  m.impl("group_norm_silu_plain", TORCH_BOX(&functional<Path::plain>));
 }
 
 #ifdef TOKENFLOW_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tokenflow_ext, CUDA, m) {
   m.impl("group_norm_silu", TORCH_BOX(&functional<Path::cuda>));
   m.impl("group_norm_silu_out", TORCH_BOX(&out_variant<Path::cuda>));
-  m.impl("group_norm_silu_plain", TORCH_BOX(&functional<Path::cuda>));
 }
 #endif
 

@@ -29,13 +29,9 @@ struct NormPiece {
 void group_norm_silu_cpu(const GroupNormSilu& op, const Parallel& parallel);
 
 // Bytes of device memory that the CUDA kernels need beside their arguments.
-int64_t group_norm_silu_workspace(const GroupNormSilu& op);
+int64_t group_norm_silu_cuda_workspace(const GroupNormSilu& op);
 void group_norm_silu_cuda(const GroupNormSilu& op, void* workspace, int device,
                           void* stream);
-
-// The bodies of the CUDA kernels over the same grid, so that tests reach them.
-void group_norm_silu_plain_cpu(const GroupNormSilu& op, void* workspace,
-                               const Parallel& parallel);
 
 // --- the CPU loops, once per instruction set (group_norm_silu_simd.cpp) ---
 

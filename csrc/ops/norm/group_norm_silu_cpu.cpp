@@ -116,36 +116,4 @@ void group_norm_silu_cpu(const GroupNormSilu& op, const Parallel& parallel) {
   });
 }
 
-int64_t group_norm_silu_workspace(const GroupNormSilu& op) {
-  return op.batch * (op.groups * norm_chunks(op) * 2 * sizeof(double) +
-                     op.channels * sizeof(Affine));
-}
-
-void group_norm_silu_plain_cpu(const GroupNormSilu& op, void* workspace,
-                               const Parallel& parallel) {
-  const NormWorkspace w = norm_workspace(op, workspace);
-  const int64_t chunks = norm_chunks(op);
-  with_element(op.element, [&](auto* type) {
-    const auto* x = static_cast<decltype(type)>(const_cast<void*>(op.x));
-    auto* y = static_cast<decltype(type)>(op.y);
-    parallel.run(op.batch * op.groups * chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        double sum = 0.0, squares = 0.0;
-        for (int64_t thread = 0; thread < kNormThreads; ++thread)
-          norm_partial_item(op, x, i / chunks, i % chunks, thread, &sum, &squares);
-        w.partial[2 * i] = sum;
-        w.partial[2 * i + 1] = squares;
-      }
-    });
-    parallel.run(op.batch * op.channels, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) norm_affine_item(op, w, i);
-    });
-    parallel.run(op.batch * op.channels * op.area, 4096,
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i)
-                     norm_apply_item(op, w, x, y, i);
-                 });
-  });
-}
-
 }  // namespace tokenflow

@@ -12,31 +12,49 @@ namespace {
 
 enum class Path { sweep, plain, cuda };
 
+#ifdef TOKENFLOW_WITH_CUDA
+void fill_on_cuda(UpsampleConv op, const Tensor& x, const Tensor& weight,
+                  const std::optional<Tensor>& bias_given) {
+  const Tensor bias = bias_given ? torch::stable::contiguous(*bias_given) : weight;
+  STD_TORCH_CHECK(
+      weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(),
+      "upsample_conv: weight and bias must have the dtype of x");
+  UpsampleParameters given{
+      weight.const_data_ptr(), {}, bias_given ? bias.const_data_ptr() : nullptr};
+  for (int d = 0; d < 4; ++d) given.strides[d] = weight.stride(d);
+  const int device = x.get_device_index();
+  const Tensor workspace =
+      new_like(x, {upsample_conv_cuda_workspace(op)}, ScalarType::Byte);
+  upsample_conv_cuda(op, given, workspace.mutable_data_ptr(), device,
+                     current_cuda_stream(device));
+}
+#endif
+
 // Fills `y`, which is contiguous or channels_last.
 void fill(const Tensor& x_given, const Tensor& weight_given,
           const std::optional<Tensor>& bias_given, Tensor& y, Path path) {
-  const Tensor x = packed_map(x_given), weight = as_float32(weight_given);
-  const Tensor bias = bias_given ? as_float32(*bias_given) : weight;
+  const Tensor x = packed_map(x_given);
   UpsampleConv op{x.size(0),
                   x.size(1),
-                  weight.size(0),
+                  weight_given.size(0),
                   x.size(2),
                   x.size(3),
                   element_of(x, "upsample_conv"),
                   x.const_data_ptr(),
                   is_channels_last(x),
-                  weight.const_data_ptr<float>(),
-                  bias_given ? bias.const_data_ptr<float>() : nullptr,
+                  nullptr,
+                  nullptr,
                   y.mutable_data_ptr(),
                   is_channels_last(y)};
   if (x.numel() == 0) return;
-  if (path == Path::plain) return upsample_conv_plain_cpu(op, torch_parallel());
 #ifdef TOKENFLOW_WITH_CUDA
-  if (path == Path::cuda) {
-    const int device = x.get_device_index();
-    return upsample_conv_cuda(op, device, current_cuda_stream(device));
-  }
+  if (path == Path::cuda) return fill_on_cuda(op, x, weight_given, bias_given);
 #endif
+  const Tensor weight = as_float32(weight_given);
+  const Tensor bias = bias_given ? as_float32(*bias_given) : weight;
+  op.weight = weight.const_data_ptr<float>();
+  op.bias = bias_given ? bias.const_data_ptr<float>() : nullptr;
+  if (path == Path::plain) return upsample_conv_plain_cpu(op, torch_parallel());
   const Tensor pixels =
       new_like(x, {op.needs_pixels() ? x.numel() : 0}, ScalarType::Float);
   upsample_conv_cpu(op, pixels.mutable_data_ptr<float>(), torch_parallel());

@@ -27,7 +27,17 @@ struct UpsampleConv {
 // `pixels`: [batch, height, width, in_channels], where needs_pixels(); else unused.
 void upsample_conv_cpu(const UpsampleConv& op, float* pixels, const Parallel& parallel);
 
-void upsample_conv_cuda(const UpsampleConv& op, int device, void* stream);
+// What the CUDA kernels read in place of op.weight and op.bias: the element type of x.
+struct UpsampleParameters {
+  const void* weight;  // [out_channels, in_channels, 3, 3]
+  int64_t strides[4];  // of it, in elements
+  const void* bias;    // [out_channels], or null
+};
+
+// Bytes of device memory needed beside the arguments; op.x decides too.
+int64_t upsample_conv_cuda_workspace(const UpsampleConv& op);
+void upsample_conv_cuda(const UpsampleConv& op, const UpsampleParameters& given,
+                        void* workspace, int device, void* stream);
 
 // The body of the CUDA kernel over the same grid, so that tests reach it.
 void upsample_conv_plain_cpu(const UpsampleConv& op, const Parallel& parallel);
