@@ -14,7 +14,8 @@ from tokenflow_ext.ops import upsample_conv as room
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
-# Around one pixel, the tile of 6 or 12 pixels and the block of 8, 16 or 32 channels.
+# Around one pixel, odd and even lengths, a tile of 6 or 12 cells, a block of 32 output
+# channels, a slice of 128 input channels, a chain of 32.
 SHAPES = [  # B, C, Co, H, W
     (1, 1, 1, 1, 1),
     (2, 3, 5, 2, 7),
@@ -22,6 +23,7 @@ SHAPES = [  # B, C, Co, H, W
     (2, 33, 70, 13, 25),
     (1, 130, 17, 1, 6),
     (3, 16, 32, 17, 1),
+    (1, 200, 100, 20, 34),
 ]
 
 
@@ -61,6 +63,16 @@ def test_upsample_conv_errs_no_more_than_eager(
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=memory_format)
     assert worst_error(found, case) <= 2 * worst_error(eager(*case), case) + 1e-6
+
+
+@pytest.mark.parametrize("channels", [128, 512])
+def test_many_channels_err_less_than_eager(channels, isa):
+    case = make_case(1, channels, 64, 16, 16)
+
+    def error(found):
+        return (found.double() - exact(case)).square().mean().sqrt().item()
+
+    assert error(tfx.upsample_conv(*case)) <= error(eager(*case))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)

@@ -3,8 +3,10 @@
 An enlarged map holds every value four times, so three of four products of the
 convolution are repeats. Nine 1×1 products on the small map are enough: with
 Z_ab = W_ab · x for each tap (a, b), every output is a sum of nine shifted Z, and the
-four outputs of a 2×2 block share them. The same identity makes the gradient that of a
-4×4 transposed convolution of stride 2, so the enlarged map is never stored either.
+four outputs of a 2×2 block share them. The outer two taps of a row are themselves a
+short convolution, for which Winograd's F(2, 2) saves one product in four: the CPU
+kernel needs 6.25 per pixel instead of 36. The same identity makes the gradient that of
+a 4×4 transposed convolution of stride 2, so the enlarged map is never stored either.
 """
 
 from __future__ import annotations

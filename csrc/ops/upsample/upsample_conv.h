@@ -44,20 +44,21 @@ void upsample_conv_plain_cpu(const UpsampleConv& op, const Parallel& parallel);
 
 // --- the CPU sweep, once per instruction set (upsample_conv_simd.cpp) ---
 
-// Output channels of one block: those that a panel and a scratch belong to.
+// Output channels of one block, and how many blocks a job works on at most.
 TFX_DECLARE_SIMD(int64_t upsample_block_channels())
-// Floats of a panel: the weights of one block, [tap, in_channels, block channels].
+TFX_DECLARE_SIMD(int64_t upsample_most_blocks())
+// Floats of the panels: the weights of a job's blocks as its products read them.
 TFX_DECLARE_SIMD(int64_t upsample_panel_size(const UpsampleConv& op))
 TFX_DECLARE_SIMD(int64_t upsample_scratch_size(const UpsampleConv& op))
 // Copies row `row` of the b-th x to float32 pixels.
 TFX_DECLARE_SIMD(void upsample_pack_pixels(const UpsampleConv& op, int64_t b,
                                            int64_t row, float* pixels))
-TFX_DECLARE_SIMD(void upsample_pack_weights(const UpsampleConv& op, int64_t block,
-                                            float* panel))
-// Writes the output rows 2i − 1 and 2i, first ≤ i < last ≤ height + 1, that exist, of
-// one block of channels. `panel` and `scratch` are aligned to 64 bytes.
+// Writes what rows first ≤ p < last ≤ height / 2 + 1 of cells complete: rows 4p − 1 to
+// 4p + 2 of y that exist, of `blocks` blocks of channels. Fills `panels` first unless
+// they are `packed`. `panels` and `scratch` are aligned to 64 bytes.
 TFX_DECLARE_SIMD(void upsample_rows(const UpsampleConv& op, const float* pixels,
-                                    const float* panel, int64_t b, int64_t block,
-                                    int64_t first, int64_t last, float* scratch))
+                                    int64_t b, int64_t block, int64_t blocks,
+                                    int64_t first, int64_t last, float* panels,
+                                    bool packed, float* scratch))
 
 }  // namespace tokenflow
