@@ -2,6 +2,8 @@
 // contract, which other tests hold to the reference. Prints each check; exits 1 when
 // one fails. "brief" leaves out what takes long under a sanitizer, "races" also
 // lookup_backward, whose threads may set the same flag at once.
+#include <cuda_runtime.h>
+
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -9,6 +11,7 @@
 #include <random>
 #include <string>
 
+#include "common/half_bound.h"
 #include "ops/code_histogram/code_histogram.h"
 #include "ops/lookup/lookup.h"
 #include "ops/norm/group_norm_silu.h"
@@ -74,6 +77,7 @@ void bend(std::vector<float>& values, int64_t width, const std::string& family,
 struct Prepared {
   std::vector<float> rows;
   std::vector<double> squares, limits;
+  std::vector<double> packed;  // for its alignment
   PreparedBook book;
 };
 
@@ -83,6 +87,7 @@ Prepared prepare_with(bool cuda, const std::vector<float>& semantic,
   Prepared p{std::vector<float>(k * (ds + dp)),
              std::vector<double>(2 * k),
              std::vector<double>(3),
+             {},
              {}};
   if (cuda)
     prepare_cuda(semantic.data(), pixel.data(), k, ds, dp, normalize, p.rows.data(),
@@ -90,12 +95,25 @@ Prepared prepare_with(bool cuda, const std::vector<float>& semantic,
   else
     prepare_cpu(semantic.data(), pixel.data(), k, ds, dp, normalize, p.rows.data(),
                 p.squares.data(), p.limits.data(), serial());
-  p.book = {p.rows.data(), p.squares.data(), p.limits.data(), k, ds, dp};
+  p.book = {p.rows.data(), p.squares.data(), p.limits.data(), k, ds, dp, nullptr, 0};
   return p;
 }
 
-void check_quantize(int64_t n, int64_t k, int64_t ds, int64_t dp,
-                    const std::string& family, bool normalize, float weight) {
+// As the glue does: packed where the width allows it.
+void pack(Prepared& p) {
+  const int64_t width = p.book.semantic_width + p.book.pixel_width;
+  p.packed.assign((pack_cuda_bytes(p.book.k, width) + 15) / 16 * 2, NAN);
+  if (p.packed.empty()) return;
+  pack_cuda(p.rows.data(), p.book.k, width, p.packed.data(), 0, nullptr);
+  p.book.packed = p.packed.data();
+  p.book.packed_bytes = pack_cuda_bytes(p.book.k, width);
+}
+
+// The sweep that a device of this capability runs: 7 the plain one, 8 mma, 9 wgmma.
+// `decides`: tensor cores must leave nothing to the plain one.
+void check_quantize(int capability, int64_t n, int64_t k, int64_t ds, int64_t dp,
+                    const std::string& family, bool normalize, float weight,
+                    bool decides = false) {
   std::vector<float> semantic = draw(n * ds, 1), pixel = draw(n * dp, 2);
   std::vector<float> semantic_book = draw(k * ds, 3), pixel_book = draw(k * dp, 4);
   bend(semantic, ds, family, false);
@@ -104,19 +122,101 @@ void check_quantize(int64_t n, int64_t k, int64_t ds, int64_t dp,
   bend(pixel_book, dp, family, true);
   const Prepared cpu =
       prepare_with(false, semantic_book, pixel_book, k, ds, dp, normalize);
-  const Prepared gpu =
-      prepare_with(true, semantic_book, pixel_book, k, ds, dp, normalize);
+  Prepared gpu = prepare_with(true, semantic_book, pixel_book, k, ds, dp, normalize);
+  pack(gpu);
   const Queries queries{semantic.data(), pixel.data(), n, weight, normalize};
   std::vector<int64_t> expected(n, -7), found(n, -8);
   quantize_cpu(queries, cpu.book, expected.data(), serial());
+  cuda_on_cpu::capability_major = capability;
+  cuda_on_cpu::votes = 0;
   // Exactly the bytes asked for: a sanitizer sees every step outside.
-  std::unique_ptr<char[]> memory(new char[quantize_cuda_workspace(n, k, ds + dp, 0)]);
+  std::unique_ptr<char[]> memory(
+      new char[quantize_cuda_workspace(queries, gpu.book, 0)]);
   quantize_cuda(queries, gpu.book, found.data(), memory.get(), 0, nullptr);
-  verdict("quantize " + family + " n=" + std::to_string(n) + " k=" + std::to_string(k) +
+  verdict("quantize sm_" + std::to_string(capability) + "0 " + family +
+              " n=" + std::to_string(n) + " k=" + std::to_string(k) +
               " width=" + std::to_string(ds) + "+" + std::to_string(dp) +
               (normalize ? " unit" : " plain"),
           same(cpu.rows, gpu.rows) && same(cpu.squares, gpu.squares) &&
-              same(cpu.limits, gpu.limits) && same(expected, found));
+              same(cpu.limits, gpu.limits) && same(expected, found) &&
+              !(decides && cuda_on_cpu::votes > 0));
+}
+
+// One product of a tensor core that does as badly as half_bound.h allows: terms and
+// result are cut at 2⁻²³ of the largest.
+float worst_product(const float* a, const float* b, int count, float sum) {
+  double largest = std::abs(sum);
+  for (int i = 0; i < count; ++i)
+    largest = std::max(largest, std::abs(static_cast<double>(a[i]) * b[i]));
+  if (largest == 0.0) return 0.0f;
+  int exponent;
+  std::frexp(largest, &exponent);
+  const double unit = std::ldexp(1.0, exponent - 24);
+  auto cut = [&](double x) { return std::trunc(x / unit) * unit; };
+  double total = cut(sum);
+  for (int i = 0; i < count; ++i) total += cut(static_cast<double>(a[i]) * b[i]);
+  const float rounded = static_cast<float>(total);
+  return std::abs(static_cast<double>(rounded)) > std::abs(total)
+             ? std::nextafter(rounded, 0.0f)
+             : rounded;
+}
+
+struct HalfRow {
+  std::vector<float> values;
+  HalfNorms norms;
+};
+
+HalfRow half_row(const float* x, int64_t width, int exponent) {
+  HalfRow row;
+  for (int64_t d = 0; d < width; ++d)
+    row.values.push_back(to_float(to_half(x[d], power_of_two(exponent), row.norms)));
+  row.values.resize((width + 15) / 16 * 16);
+  return row;
+}
+
+// The bound holds for rows made to break it, and is no larger than it need be.
+void check_half_bound(int64_t width, const std::string& family, float query_size,
+                      float offset) {
+  std::vector<float> a = draw(width, 11), b = draw(width, 12);
+  for (int64_t d = 0; d < width; ++d) {
+    const float tie = 1.0f + 0x1p-11f;  // halfway between two float16
+    const float sign = d % 2 ? -1.0f : 1.0f;
+    if (family == "lost alike") a[d] = b[d] = tie;  // rounding takes from every term
+    if (family == "cancelling") {
+      a[d] = sign * (1.0f + 0x1p-10f * d);
+      b[d] = 1.0f + 0x1p-9f * d;
+    }
+    if (family == "one large" && d > 0) a[d] *= 1e-4f, b[d] *= 1e-4f;
+    if (family == "below float16") a[d] *= std::ldexp(1.0f, -2 * static_cast<int>(d));
+    a[d] *= query_size;
+  }
+  const double norm = std::sqrt(sum_of_squares(b.data(), width));
+  const int book = half_exponent(norm);
+  const int query = query_exponent(std::sqrt(sum_of_squares(a.data(), width)), book);
+  const HalfRow left = half_row(a.data(), width, query);
+  const HalfRow right = half_row(b.data(), width, book);
+  const double scaled_offset = std::ldexp(offset, query + book);
+  const double exact =
+      std::ldexp(exact_dot(a.data(), 1, b.data(), width), query + book) - scaled_offset;
+  const double error =
+      half_sweep_error(left.norms, norm * power_of_two(book),
+                       std::sqrt(right.norms.residual), scaled_offset, width);
+  bool good = error >= 0.0;
+  for (int group : {1, 4, 8, 16}) {
+    float sum = 0.0f;
+    for (size_t d = 0; d < left.values.size(); d += group)
+      sum = worst_product(&left.values[d], &right.values[d], group, sum);
+    const float rounded = static_cast<float>(std::ldexp(offset, 2 * book));
+    const float score =
+        std::fma(-static_cast<float>(power_of_two(query - book)), rounded, sum);
+    // Group 1 is the plain order of float32, with a cut for every term.
+    good = good && std::abs(score - exact) <= error;
+  }
+  if (family == "random" && offset == 0.0f && query_size >= 1.0f)
+    good = good && error <= std::ldexp(std::sqrt(left.norms.rounded) * norm, book - 10);
+  verdict("half bound " + family + " width=" + std::to_string(width) + " size=" +
+              std::to_string(query_size) + " offset=" + std::to_string(offset),
+          good);
 }
 
 std::vector<int64_t> some_indices(int64_t n, int64_t k) {
@@ -177,11 +277,12 @@ void check_pyramid(int64_t batch, Grid grid, std::vector<int64_t> sides, int64_t
   std::vector<float> features = draw(map, 1);
   features[3] = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> semantic = draw(k * ds, 2), pixel = draw(k * dp, 3);
-  const Prepared p = prepare_with(false, semantic, pixel, k, ds, dp, true);
+  Prepared p = prepare_with(false, semantic, pixel, k, ds, dp, true);
   std::vector<int64_t> expected(tokens), found(tokens, -8);
   std::vector<float> sum(map), sum_found(map, 7.0f), again(map, 7.0f);
   pyramid_quantize_cpu(features.data(), p.book, 0.7f, true, pyramid, expected.data(),
                        sum.data(), serial());
+  pack(p);
   std::unique_ptr<char[]> memory(
       new char[pyramid_quantize_cuda_workspace(pyramid, p.book, 0)]);
   pyramid_quantize_cuda(features.data(), p.book, 0.7f, true, pyramid, found.data(),
@@ -332,14 +433,31 @@ void check_upsamples() {
 int main(int argc, char** argv) {
   races = argc > 1 && std::string(argv[1]) == "races";
   brief = races || (argc > 1 && std::string(argv[1]) == "brief");
-  for (const char* family :
-       {"random", "duplicates", "collapsed", "zeros", "huge", "not finite"})
+  for (int64_t width : {1, 7, 16, 40, 128})
+    for (const char* family :
+         {"random", "lost alike", "cancelling", "one large", "below float16"})
+      for (float size : {1.0f, 1e-30f, 1e30f})
+        for (float offset : {0.0f, 0.3f, 700.0f})
+          check_half_bound(width, family, size, offset);
+  for (int capability : {7, 8, 9}) {
+    for (const char* family :
+         {"random", "duplicates", "collapsed", "zeros", "huge", "not finite"})
+      for (bool normalize : {true, false})
+        check_quantize(capability, 70, brief ? 70 : 601, 32, 8, family, normalize, 0.7f,
+                       capability > 7 && family == std::string("random"));
+    check_quantize(capability, 1, 1, 1, 1, "random", true, 1.0f);
+    check_quantize(capability, 64, 64, 32, 0, "random", false, 1.0f);
+    // A book in parts, a weight of zero.
+    check_quantize(capability, 65, 2300, 3, 2, "duplicates", true, 0.0f);
+    if (brief) continue;
+    const bool tensor = capability > 7;
+    // Every number of steps, two panels, the ring more than once around.
+    for (int64_t width : {16, 17, 64, 70, 96, 103, 128})
+      check_quantize(capability, 130, 300, width - 5, 5, "random", true, 1.0f, tensor);
     for (bool normalize : {true, false})
-      check_quantize(70, brief ? 70 : 601, 32, 8, family, normalize, 0.7f);
-  check_quantize(1, 1, 1, 1, "random", true, 1.0f);
-  check_quantize(64, 64, 32, 0, "random", false, 1.0f);
-  check_quantize(65, 2300, 3, 2, "duplicates", true, 0.0f);  // a book in parts
-  if (!brief) check_quantize(130, 300, 70, 33, "random", true, 1.0f);
+      check_quantize(capability, 130, 4100, 24, 8, "random", normalize, 0.3f, tensor);
+    check_quantize(capability, 130, 300, 70, 63, "random", true, 1.0f);
+  }
   for (bool normalize : {true, false}) {
     check_lookup(131, 40, normalize, 6, 3);
     check_lookup(131, 40, normalize, 32, 8);

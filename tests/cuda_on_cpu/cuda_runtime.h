@@ -1,8 +1,9 @@
 // The part of CUDA that our kernels use, on the CPU: every CUDA thread is a fiber with
-// its own stack, and runs until it waits for others. Barriers, shared memory and atomics
-// mean what they mean on a GPU; the thread sanitizer is told of the fibers and of the
-// barriers alone, so that it sees what racecheck would. Found in place of the real header
-// by tests/ops/test_cuda_on_cpu.py, which also rewrites kernel<<<…>>>(…) to launch(…).
+// its own stack, and runs until it waits for others. Barriers, shared memory and
+// atomics mean what they mean on a GPU; the thread sanitizer is told of the fibers and
+// of the barriers alone, so that it sees what racecheck would. Found in place of the
+// real header by tests/ops/test_cuda_on_cpu.py, which also rewrites kernel<<<…>>>(…) to
+// launch(…).
 #pragma once
 
 #include <ucontext.h>
@@ -64,6 +65,9 @@ namespace cuda_on_cpu {
 
 constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 1 << 17;
+inline int capability_major = 9;  // of the device that is stood in for
+inline int votes = 0;             // calls of __syncthreads_or
+
 constexpr size_t kSlot = 64;  // bytes that a lane can show to its warp at once
 
 // The book-keeping of this file, which is no race of the kernel's.
@@ -150,6 +154,15 @@ inline unsigned alive_of_warp(unsigned mask) {
   return alive;
 }
 
+// Until `barrier` was opened more than so often, or a thread has returned.
+inline void let_others_run(const Barrier& barrier, unsigned long long opened) {
+  me().waits = &barrier;
+  me().opened = opened;
+  me().returned = block.returned;
+  __tsan_switch_to_fiber(block.scheduler_sanitizer, 1);
+  swapcontext(&me().context, &block.scheduler);
+}
+
 // `expected` may fall while threads wait: some return without coming here.
 template <class Expected>
 void arrive_and_wait(Barrier& barrier, Expected expected) {
@@ -163,11 +176,7 @@ void arrive_and_wait(Barrier& barrier, Expected expected) {
       ++barrier.opened;
       break;
     }
-    me().waits = &barrier;
-    me().opened = opened;
-    me().returned = block.returned;
-    __tsan_switch_to_fiber(block.scheduler_sanitizer, 1);
-    swapcontext(&me().context, &block.scheduler);
+    let_others_run(barrier, opened);
   }
   me().waits = nullptr;
   __tsan_acquire(&barrier);
@@ -208,7 +217,10 @@ inline int __syncthreads_or(int predicate) {
   __syncthreads();
   const int result = cuda_on_cpu::block.any;
   __syncthreads();
-  if (threadIdx.x == 0) cuda_on_cpu::block.any = 0;
+  if (threadIdx.x == 0) {
+    cuda_on_cpu::block.any = 0;
+    ++cuda_on_cpu::votes;
+  }
   __syncthreads();
   return result;
 }
@@ -236,6 +248,17 @@ T __shfl_up_sync(unsigned mask, T value, int offset, int width = 32) {
   const int mine = threadIdx.x % 32, other = mine - offset;
   const auto at = cuda_on_cpu::exchange(mask, value);
   return other >= mine / width * width ? at(other) : value;
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate) {
+  const auto at = cuda_on_cpu::exchange(mask, predicate);
+  unsigned ballot = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1) ballot |= static_cast<unsigned>(at(lane)) << lane;
+  return ballot;
+}
+inline bool __any_sync(unsigned mask, bool predicate) {
+  return __ballot_sync(mask, predicate) != 0;
 }
 
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
@@ -278,6 +301,17 @@ inline double __longlong_as_double(long long bits) {
   return x;
 }
 
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // --- the runtime API ---
 
 using cudaStream_t = void*;
@@ -295,12 +329,13 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value = which == cudaDevAttrMultiProcessorCount      ? 4  // a book is cut into parts
-           : which == cudaDevAttrComputeCapabilityMajor ? 9
+           : which == cudaDevAttrComputeCapabilityMajor ? cuda_on_cpu::capability_major
                                                         : 232448;
   return cudaSuccess;
 }
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > 232448) std::abort();
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {

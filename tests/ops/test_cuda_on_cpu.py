@@ -49,7 +49,7 @@ def build(folder, flags):
     sources += sorted(ROOT.glob("csrc/ops/*/*_simd.cpp"))
     program = folder / "check"
     command = [COMPILER, "-std=c++20", "-ffp-contract=off", "-pthread", "-w"]
-    command += ["-DTFX_ISA=portable", "-DTFX_CUDA_ON_CPU"]
+    command += ["-DTFX_ISA=portable", "-DTFX_CUDA_ON_CPU", "-DTOKENFLOW_CUDA_90A"]
     command += [f"-I{SHIM}", f"-I{ROOT / 'csrc'}", *flags]
     subprocess.run([*command, *map(str, sources), "-o", str(program)], check=True)
     return program

@@ -29,7 +29,7 @@ class Prepared:
         semantic_width: Ds; with one book, all of the width.
         normalize: Whether the rows were scaled to unit length.
         packed: uint8, the rows once more as the sweep of their device reads them (on
-            CPU a byte per element); may be empty.
+            CPU a byte per element, on CUDA two); may be empty.
     """
 
     rows: Tensor
@@ -134,8 +134,12 @@ _prepare = _library.define(
 
 
 def _packed_bytes(rows: Tensor) -> int:
-    """What the pack of the rows' device writes (csrc/ops/quantize/quantize_cpu.cpp)."""
+    """What the pack of the rows' device writes (csrc/ops/quantize/quantize_cpu.cpp,
+    quantize_cuda.cu)."""
     entries, width = rows.shape
+    if rows.device.type == "cuda":
+        slabs, chunks = (entries + 255) // 256, (width + 7) // 8
+        return 256 + slabs * chunks * 4096 if width <= 128 and entries < 2**31 else 0
     if rows.device.type != "cpu" or width > 1024:
         return 0
     tiled = (entries + 11) // 12 * 12

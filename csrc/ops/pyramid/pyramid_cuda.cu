@@ -162,8 +162,8 @@ Workspace carve(void* memory, const Pyramid& pyramid, const PreparedBook& book,
   for (int64_t i = 0; i < pyramid.count; ++i) {
     const int64_t n = pyramid.batch * cells_of(scale_of(pyramid, i).cells);
     most = std::max(most, n);
-    search =
-        std::max(search, quantize_cuda_workspace(n, book.k, pyramid.channels, device));
+    search = std::max(search, quantize_cuda_workspace({nullptr, nullptr, n, 1.0f, true},
+                                                      book, device));
   }
   Carver carver{static_cast<char*>(memory)};
   Workspace w;

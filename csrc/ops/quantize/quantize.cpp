@@ -110,9 +110,16 @@ Books prepare_on_cuda(const Tensor& semantic_book, std::optional<Tensor> pixel_b
   return {in.rows, in.squares, in.limits};
 }
 
-// Nothing is packed for this device yet.
-Tensor pack_on_cuda(const Tensor& rows, int64_t semantic_width) {
-  return new_like(rows, {0}, ScalarType::Byte);
+Tensor pack_on_cuda(const Tensor& rows_given, int64_t semantic_width) {
+  STD_TORCH_CHECK(rows_given.dim() == 2, "pack: rows must be [K, Ds + Dp]");
+  const Tensor rows = as_float32(rows_given);
+  const int64_t k = rows.size(0), width = rows.size(1);
+  Tensor packed = new_like(rows, {pack_cuda_bytes(k, width)}, ScalarType::Byte);
+  const int device = rows.get_device_index();
+  if (packed.numel())
+    pack_cuda(rows.const_data_ptr<float>(), k, width, packed.mutable_data_ptr(), device,
+              current_cuda_stream(device));
+  return packed;
 }
 
 Tensor quantize_on_cuda(const Tensor& semantic, std::optional<Tensor> pixel,
@@ -122,8 +129,7 @@ Tensor quantize_on_cuda(const Tensor& semantic, std::optional<Tensor> pixel,
                                       pixel_weight, normalize);
   const int device = in.semantic.get_device_index();
   Tensor workspace = new_like(
-      in.semantic,
-      {quantize_cuda_workspace(in.queries.n, rows.size(0), rows.size(1), device)},
+      in.semantic, {quantize_cuda_workspace(in.queries, in.prepared.raw, device)},
       ScalarType::Byte);
   quantize_cuda(in.queries, in.prepared.raw, in.indices.mutable_data_ptr<int64_t>(),
                 workspace.mutable_data_ptr(), device, current_cuda_stream(device));

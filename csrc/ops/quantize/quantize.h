@@ -48,8 +48,16 @@ void prepare_cuda(const float* semantic_book, const float* pixel_book, int64_t k
                   float* rows, double* squares, double* limits, int device,
                   void* stream);
 
-// Bytes of device memory that quantize_cuda needs beside its arguments: O(n + k).
-int64_t quantize_cuda_workspace(int64_t n, int64_t k, int64_t width, int device);
+// Bytes that pack_cuda writes, 0 where such a book is not packed;
+// tokenflow_ext/ops/prepare.py knows the same number.
+int64_t pack_cuda_bytes(int64_t k, int64_t width);
+void pack_cuda(const float* rows, int64_t k, int64_t width, void* packed, int device,
+               void* stream);
+
+// Bytes of device memory that quantize_cuda needs beside its arguments: O(n + k). Of
+// the queries only their number and `normalize` count.
+int64_t quantize_cuda_workspace(const Queries& queries, const PreparedBook& book,
+                                int device);
 
 void quantize_cuda(const Queries& queries, const PreparedBook& book, int64_t* indices,
                    void* workspace, int device, void* stream);

@@ -1,260 +1,209 @@
 /*
-quantize and prepare, CUDA. Meaning: quantize.h. Not yet run on a GPU.
+quantize, prepare and pack, CUDA. Meaning: quantize.h. Not yet run on a GPU: compiled,
+held to its register and instruction gates (tests/test_cuda_gates.py), and run thread
+by thread on the CPU (tests/ops/test_cuda_on_cpu.py).
 
-Algorithm  A block sweeps its part of the book for kQueries queries: float32 scores of a
-           kQueries × kEntries tile in registers, 4 × 4 a thread. Scores that beat their
-           query's threshold are listed in shared memory, scored again in float64 in
-           the contract's order, and only those exact scores decide.
-Tiles      64 queries × 64 entries, 256 threads, the width in chunks of 32.
-Shared     2 · 64 · 33 floats for the tile, 4096 two-byte candidates, and five words
-           per query.
+Algorithm  1 pack_queries  a warp per query: normalised, weighted, rounded to float16,
+                           with its error bound.
+           2 sweep         tensor cores list the entries that may win
+                           (search_tensor.cuh).
+           3 decide        a warp per query: exact scores of the listed entries, in the
+                           contract's order; only they decide. Queries whose list is
+                           not complete are put on another list,
+           4 sweep_plain   which float32 and float64 work off (search_plain.cuh): rows
+                           with infinite bounds, ties by the dozen, no score above 0.
+           A book that is not packed goes to sweep_plain with all queries.
 Parts      Few queries leave the chip empty, so the book is cut into parts along
-           blockIdx.y; merge takes the best of them, ties to the smallest entry.
-Traffic    Reads the queries once a part and the book once a 64 queries; N×K is never
-           stored. Workspace: packed queries, offsets and one state per query and part.
-Numerics   sweep_error bounds the float32 sweep, whatever its order; the list holds a
-           whole tile, so no candidate is lost on degenerate books. Deterministic.
-Needs      k < 2³¹ · 64, n < 2³¹ · 64; any width.
+           blockIdx.y: as many as let the last wave end first.
+Traffic    Reads the queries once a part, and the packed book once a 128 queries and
+           part; N×K is never stored. Workspace: packed queries and some 40 candidates
+           each.
+Numerics   common/half_bound.h bounds the sweep by tensor cores, sweep_error the plain
+           one. Every path gives the exact winner, the smallest entry among equals, so
+           neither the order in which blocks run nor the path shows in the result.
+Device     No host synchronisation, no memory but the workspace, everything on the
+           caller's stream: a call can be captured in a graph.
+Needs      sm_80 for tensor cores, sm_90a for Hopper's; width ≤ 128 and k < 2³¹ to be
+           packed; else any width. n < 2³¹ · 8.
 */
-#include <algorithm>
-
-#include "common/cuda_device.cuh"
-#include "common/numerics.h"
-#include "ops/quantize/quantize.h"
+#include "ops/quantize/search_plain.cuh"
+#include "ops/quantize/search_tensor.cuh"
 
 namespace tokenflow {
 namespace {
 
-constexpr int kQueries = 64;
-constexpr int kEntries = 64;
-constexpr int kChunk = 32;
-constexpr int kThreads = 256;
-constexpr int kPerThread = 4;  // queries and entries of a thread's square
-static_assert(kThreads * kPerThread * kPerThread == kQueries * kEntries);
-constexpr int kStride = kChunk + 1;  // one word of padding keeps banks apart
+constexpr int kRowThreads = 256;  // eight rows, a warp for each
 
-// Order of doubles as order of integers, both zeros alike; never 0 for a number.
-__device__ unsigned long long ordered(double x) {
-  const long long bits = __double_as_longlong(x + 0.0);
-  return bits < 0 ? ~static_cast<unsigned long long>(bits)
-                  : static_cast<unsigned long long>(bits) | 0x8000000000000000ull;
-}
+// --- one warp per query ---
 
-__device__ double unordered(unsigned long long key) {
-  return __longlong_as_double(static_cast<long long>(
-      key & 0x8000000000000000ull ? key & 0x7fffffffffffffffull : ~key));
-}
+__device__ inline int64_t launch_row() { return launch_item() / kWarp; }
 
-struct Workspace {
-  float* query;    // [n, width], normalised, pixel half weighted
-  double* error;   // [n]; −1 marks a query that is not finite
-  double* offset;  // [k]
-  double* best;    // [parts, n]
-  int64_t* index;  // [parts, n]
-  int64_t bytes;
-};
-
-int parts_for(int64_t n, int64_t k, int device) {
-  int processors = 1;
-  check_cuda(
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-      "cudaDeviceGetAttribute");
-  const int64_t panels = std::max<int64_t>(1, (n + kQueries - 1) / kQueries);
-  const int64_t wanted = (2 * processors + panels - 1) / panels;
-  return static_cast<int>(
-      std::clamp<int64_t>(std::min(wanted, k / (4 * kEntries)), 1, 1024));
-}
-
-Workspace carve(void* memory, int64_t n, int64_t k, int64_t width, int64_t parts) {
-  Carver carver{static_cast<char*>(memory)};
-  Workspace w;
-  w.query = carver.take<float>(n * width);
-  w.error = carver.take<double>(n);
-  w.offset = carver.take<double>(k);
-  w.best = carver.take<double>(parts * n);
-  w.index = carver.take<int64_t>(parts * n);
-  w.bytes = carver.used;
-  return w;
-}
-
-__global__ void pack_queries(Queries queries, PreparedBook book, Workspace w) {
-  const int64_t n = launch_item();
-  if (n >= queries.n) return;
-  const int64_t ds = book.semantic_width, dp = book.pixel_width, width = ds + dp;
-  const float* semantic = queries.semantic + n * ds;
-  const float* pixel = queries.pixel + n * dp;
-  float* row = w.query + n * width;
-  const double semantic_norm = row_norm(sum_of_squares(semantic, ds));
-  const double pixel_norm = row_norm(sum_of_squares(pixel, dp));
-  for (int64_t d = 0; d < ds; ++d)
-    row[d] = queries.normalize ? normalized(semantic[d], semantic_norm) : semantic[d];
-  for (int64_t d = 0; d < dp; ++d)
-    row[ds + d] = queries.pixel_weight *
-                  (queries.normalize ? normalized(pixel[d], pixel_norm) : pixel[d]);
-  const double squares = sum_of_squares(row, width);
-  if (!is_finite(squares) || !is_finite(semantic_norm + pixel_norm)) {
-    w.error[n] = -1.0;  // and zeros: a NaN would pass for a candidate
-    for (int64_t d = 0; d < width; ++d) row[d] = 0.0f;
-    return;
+// Σ x_d², in order, on every lane.
+__device__ double row_squares(const float* x, int64_t width) {
+  const int lane = threadIdx.x % kWarp;
+  double sum = 0.0;
+  for (int64_t d0 = 0; d0 < width; d0 += kWarp) {
+    const float mine = d0 + lane < width ? x[d0 + lane] : 0.0f;
+    const int count = static_cast<int>(min(static_cast<int64_t>(kWarp), width - d0));
+    for (int i = 0; i < count; ++i) {
+      const double v = __shfl_sync(kAllLanes, mine, i);
+      sum += v * v;
+    }
   }
+  return sum;
+}
+
+// In no particular order: for bounds.
+__device__ double warp_sum(double x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    x += __shfl_xor_sync(kAllLanes, x, offset);
+  return x;
+}
+
+__device__ RowBound bound_of(const Search& s, const HalfNorms& norms, int exponent,
+                             int book_exponent) {
+  const double book_norm = sqrt(*s.packed.norm) * power_of_two(book_exponent);
   const double offset =
-      entry_offset(book.limits[1], book.limits[2], queries.pixel_weight);
-  w.error[n] = sweep_error(sqrt(squares) * sqrt(book.limits[0]) + offset, width);
+      ldexp(entry_offset(s.book.limits[1], s.book.limits[2], s.queries.pixel_weight),
+            exponent + book_exponent);
+  const double error =
+      half_sweep_error(norms, book_norm, sqrt(*s.packed.residual), offset, s.width);
+  return {static_cast<float>(2.0 * error),
+          static_cast<float>(power_of_two(exponent - book_exponent))};
 }
 
-__global__ void entry_offsets(PreparedBook book, float pixel_weight, double* offset) {
+// Rounds the packed row to float16; its lanes wrote it themselves.
+__device__ void pack_half(const Search& s, int64_t n, double squares) {
+  const int lane = threadIdx.x % kWarp, padded = 16 * s.steps;
+  const float* row = s.query + n * s.width;
+  const int book_exponent = half_exponent(sqrt(*s.packed.norm));
+  const int exponent = query_exponent(sqrt(squares), book_exponent);
+  const double scale = power_of_two(exponent);
+  HalfNorms norms;
+  for (int d = lane; d < padded; d += kWarp)
+    s.half[n * padded + d] = to_half(d < s.width ? row[d] : 0.0f, scale, norms);
+  norms.rounded = warp_sum(norms.rounded);
+  norms.residual = warp_sum(norms.residual);
+  if (lane == 0)
+    s.bound[n] = s.queries.normalize && squares == 0.0
+                     ? RowBound{kZeros, 0.0f}
+                     : bound_of(s, norms, exponent, book_exponent);
+}
+
+__global__ void __launch_bounds__(kRowThreads) pack_queries(Search s) {
+  const int64_t n = launch_row();
+  if (n >= s.queries.n) return;
+  const int lane = threadIdx.x % kWarp;
+  if (lane == 0) {
+    if (n <= (s.queries.n - 1) / kQueries) s.arrived[n] = 0;
+    if (n == 0) *s.again_count = 0;
+    if (s.half) s.best[n] = s.found[n] = 0;
+  }
+  const int64_t ds = s.book.semantic_width, dp = s.book.pixel_width;
+  const float* semantic = s.queries.semantic + n * ds;
+  const float* pixel = s.queries.pixel + n * dp;
+  float* row = s.query + n * s.width;
+  const bool normalize = s.queries.normalize;
+  const double semantic_norm = row_norm(row_squares(semantic, ds));
+  const double pixel_norm = row_norm(row_squares(pixel, dp));
+  double squares = 0.0;
+  for (int64_t d = lane; d < s.width; d += kWarp) {
+    float x;
+    if (d < ds) {
+      x = normalize ? normalized(semantic[d], semantic_norm) : semantic[d];
+    } else {
+      x = normalize ? normalized(pixel[d - ds], pixel_norm) : pixel[d - ds];
+      x = s.queries.pixel_weight * x;
+    }
+    row[d] = x;
+    squares += static_cast<double>(x) * static_cast<double>(x);
+  }
+  squares = warp_sum(squares);
+  const bool finite = is_finite(squares) && is_finite(semantic_norm + pixel_norm);
+  if (!finite) {  // zeros: a NaN would pass for a candidate
+    for (int64_t d = lane; d < s.width; d += kWarp) row[d] = 0.0f;
+    squares = 0.0;
+  }
+  if (s.half) pack_half(s, n, squares);
+  if (lane == 0) {
+    const double offset =
+        entry_offset(s.book.limits[1], s.book.limits[2], s.queries.pixel_weight);
+    s.error[n] =
+        finite ? sweep_error(sqrt(squares) * sqrt(s.book.limits[0]) + offset, s.width)
+               : -1.0;
+    if (s.half && !finite) s.bound[n] = {kNotFinite, 0.0f};
+  }
+}
+
+// A dot product of a zero row is zero with every entry.
+__device__ int64_t first_finite(const PreparedBook& book) {
+  for (int64_t k0 = 0; k0 < book.k; k0 += kWarp) {
+    const int64_t k = k0 + threadIdx.x % kWarp;
+    const bool finite = k < book.k && is_finite(book.squares[2 * k]);
+    const unsigned mask = __ballot_sync(kAllLanes, finite);
+    if (mask) return k0 + __ffs(static_cast<int>(mask)) - 1;
+  }
+  return -1;
+}
+
+// The best of a query's candidates by their exact scores.
+__device__ int64_t best_candidate(const Search& s, int64_t n, unsigned found,
+                                  float threshold) {
+  unsigned long long best = 0;
+  unsigned winner = ~0u;
+  for (unsigned i = threadIdx.x % kWarp; i < found; i += kWarp) {
+    const Candidate c = s.candidate[n * s.capacity + i];
+    if (!(c.score >= threshold)) continue;
+    const unsigned long long key = ordered(
+        exact_dot(s.query + n * s.width, 1, s.book.rows + c.entry * s.width, s.width) -
+        offset_of(s, c.entry));
+    if (key > best || (key == best && c.entry < winner)) {
+      best = key;
+      winner = c.entry;
+    }
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const unsigned long long key = __shfl_xor_sync(kAllLanes, best, offset);
+    const unsigned entry = __shfl_xor_sync(kAllLanes, winner, offset);
+    if (key > best || (key == best && entry < winner)) {
+      best = key;
+      winner = entry;
+    }
+  }
+  return winner;
+}
+
+__global__ void __launch_bounds__(kRowThreads) decide(Search s, int64_t* indices) {
+  const int64_t n = launch_row();
+  if (n >= s.queries.n) return;
+  const float slack = s.bound[n].slack;
+  const unsigned found = s.found[n];
+  const float threshold = unordered(s.best[n]) - slack;
+  // The threshold was never lower than this while candidates were listed.
+  const bool complete = slack >= 0.0f && found > 0 &&
+                        found <= static_cast<unsigned>(s.capacity) &&
+                        (!s.queries.normalize || threshold > 0.0f);
+  int64_t index = -1;
+  if (slack == kZeros)
+    index = first_finite(s.book);
+  else if (complete)
+    index = best_candidate(s, n, found, threshold);
+  if (threadIdx.x % kWarp != 0) return;
+  if (complete || slack == kZeros || slack == kNotFinite)
+    indices[n] = index;
+  else
+    s.again[atomicAdd(s.again_count, 1ull)] = n;
+}
+
+__global__ void scale_offsets(Search s) {
   const int64_t k = launch_item();
-  if (k < book.k)
-    offset[k] =
-        entry_offset(book.squares[2 * k], book.squares[2 * k + 1], pixel_weight);
+  if (k >= slabs_of(s.book.k) * kSlab) return;
+  const int exponent = half_exponent(sqrt(*s.packed.norm));
+  s.offsets[k] = k < s.book.k ? static_cast<float>(ldexp(offset_of(s, k), 2 * exponent))
+                              : INFINITY;
 }
 
-struct TileState {
-  float query[kQueries * kStride];
-  float entry[kEntries * kStride];
-  unsigned short candidate[kQueries * kEntries];
-  int candidates;
-  unsigned long long key[kQueries];         // best score so far, as an ordered integer
-  unsigned long long key_before[kQueries];  // the same before this tile
-  unsigned long long index[kQueries];
-  double error[kQueries];
-  float threshold[kQueries];
-};
-
-// Scores of this thread's 4 × 4 square of the tile, in float32.
-__device__ void sweep_tile(TileState& tile, const Workspace& w,
-                           const PreparedBook& book, int64_t n, int64_t n0, int64_t k0,
-                           int64_t k_end, float (&score)[kPerThread][kPerThread]) {
-  const int64_t width = book.semantic_width + book.pixel_width;
-  const int row = threadIdx.x / 16, column = threadIdx.x % 16;
-  for (int64_t d0 = 0; d0 < width; d0 += kChunk) {
-    for (int i = threadIdx.x; i < kQueries * kChunk; i += kThreads) {
-      const int64_t line = i / kChunk, d = d0 + i % kChunk;
-      const bool inside = d < width;
-      tile.query[line * kStride + i % kChunk] =
-          inside && n0 + line < n ? w.query[(n0 + line) * width + d] : 0.0f;
-      tile.entry[line * kStride + i % kChunk] =
-          inside && k0 + line < k_end ? book.rows[(k0 + line) * width + d] : 0.0f;
-    }
-    __syncthreads();
-    const int depth = static_cast<int>(min(static_cast<int64_t>(kChunk), width - d0));
-    for (int d = 0; d < depth; ++d) {
-      float q[kPerThread], e[kPerThread];
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i) {
-        q[i] = tile.query[(row + 16 * i) * kStride + d];
-        e[i] = tile.entry[(column + 16 * i) * kStride + d];
-      }
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-        for (int j = 0; j < kPerThread; ++j)
-          score[i][j] = fmaf(q[i], e[j], score[i][j]);
-    }
-    __syncthreads();
-  }
-}
-
-// The contract: exact scores of the listed candidates decide. Entries of later tiles
-// are larger, so an equal score there never replaces an earlier one.
-__device__ void decide(TileState& tile, const Workspace& w, const PreparedBook& book,
-                       int64_t n0, int64_t k0) {
-  const int64_t width = book.semantic_width + book.pixel_width;
-  auto score_of = [&](int candidate, int* line) {
-    *line = candidate / kEntries;
-    const int64_t k = k0 + candidate % kEntries;
-    return ordered(
-        exact_dot(w.query + (n0 + *line) * width, 1, book.rows + k * width, width) -
-        w.offset[k]);
-  };
-  int line;
-  for (int c = threadIdx.x; c < tile.candidates; c += kThreads) {
-    const unsigned long long key = score_of(tile.candidate[c], &line);
-    atomicMax(&tile.key[line], key);
-  }
-  __syncthreads();
-  if (threadIdx.x < kQueries && tile.key[threadIdx.x] > tile.key_before[threadIdx.x])
-    tile.index[threadIdx.x] = ~0ull;
-  __syncthreads();
-  for (int c = threadIdx.x; c < tile.candidates; c += kThreads) {
-    const unsigned long long key = score_of(tile.candidate[c], &line);
-    if (key == tile.key[line] && key > tile.key_before[line])
-      atomicMin(&tile.index[line],
-                static_cast<unsigned long long>(k0 + tile.candidate[c] % kEntries));
-  }
-  __syncthreads();
-  if (threadIdx.x < kQueries) {
-    tile.key_before[threadIdx.x] = tile.key[threadIdx.x];
-    const double best = unordered(tile.key[threadIdx.x]);
-    tile.threshold[threadIdx.x] = static_cast<float>(best - tile.error[threadIdx.x]);
-  }
-  if (threadIdx.x == 0) tile.candidates = 0;
-  __syncthreads();
-}
-
-__global__ void __launch_bounds__(kThreads)
-    sweep(Workspace w, PreparedBook book, int64_t n, int64_t entries_per_part) {
-  __shared__ TileState tile;
-  const int64_t n0 = blockIdx.x * static_cast<int64_t>(kQueries);
-  const int64_t first = blockIdx.y * entries_per_part;
-  const int64_t last = min(book.k, first + entries_per_part);
-  const int row = threadIdx.x / 16, column = threadIdx.x % 16;
-
-  if (threadIdx.x < kQueries) {
-    const bool live = n0 + threadIdx.x < n && w.error[n0 + threadIdx.x] != -1.0;
-    const double start = live ? -INFINITY : INFINITY;  // else unbeatable
-    tile.key[threadIdx.x] = tile.key_before[threadIdx.x] = ordered(start);
-    tile.index[threadIdx.x] = ~0ull;
-    tile.error[threadIdx.x] = live ? w.error[n0 + threadIdx.x] : 0.0;
-    tile.threshold[threadIdx.x] = static_cast<float>(start - tile.error[threadIdx.x]);
-  }
-  if (threadIdx.x == 0) tile.candidates = 0;
-  __syncthreads();
-
-  for (int64_t k0 = first; k0 < last; k0 += kEntries) {
-    float score[kPerThread][kPerThread];
-    bool inside[kPerThread];
-#pragma unroll
-    for (int j = 0; j < kPerThread; ++j) {
-      const int64_t k = k0 + column + 16 * j;
-      inside[j] = k < last;
-      const float start = inside[j] ? -static_cast<float>(w.offset[k]) : 0.0f;
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i) score[i][j] = start;
-    }
-    sweep_tile(tile, w, book, n, n0, k0, last, score);
-    bool found = false;
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-      for (int j = 0; j < kPerThread; ++j) {
-        const int line = row + 16 * i;
-        // A NaN on either side rules nothing out.
-        if (inside[j] && !(score[i][j] <= tile.threshold[line])) {
-          const int slot = atomicAdd(&tile.candidates, 1);
-          tile.candidate[slot] =
-              static_cast<unsigned short>(line * kEntries + column + 16 * j);
-          found = true;
-        }
-      }
-    if (__syncthreads_or(found)) decide(tile, w, book, n0, k0);
-  }
-
-  if (threadIdx.x < kQueries && n0 + threadIdx.x < n) {
-    const int64_t at = blockIdx.y * n + n0 + threadIdx.x;
-    w.best[at] = unordered(tile.key[threadIdx.x]);
-    w.index[at] = static_cast<int64_t>(tile.index[threadIdx.x]);  // ~0: −1
-  }
-}
-
-__global__ void merge(Workspace w, int64_t n, int parts, int64_t* indices) {
-  const int64_t i = launch_item();
-  if (i >= n) return;
-  int64_t winner = i;
-  for (int part = 1; part < parts; ++part)  // in order: ties go to the smallest
-    if (w.best[part * n + i] > w.best[winner]) winner = part * n + i;
-  indices[i] = w.index[winner];
-}
+// --- preparation ---
 
 // Squares are never negative, so their bits order as integers.
 __device__ void raise_limit(double* limit, double value) {
@@ -283,6 +232,148 @@ __global__ void prepare_entries(const float* semantic, const float* pixel, int64
   raise_limit(limits + 2, squares[2 * i + 1]);
 }
 
+__global__ void largest_norm(const float* rows, int64_t k, int64_t width,
+                             PackedBook packed) {
+  const int64_t i = launch_item();
+  if (i < k) raise_limit(packed.norm, sum_of_squares(rows + i * width, width));
+}
+
+__global__ void pack_entries(const float* rows, int64_t k, int64_t width,
+                             PackedBook packed) {
+  const int64_t i = launch_item();
+  if (i >= slabs_of(k) * kSlab) return;
+  const double scale = power_of_two(half_exponent(sqrt(*packed.norm)));
+  Half* slab = packed.slabs + i / kSlab * packed.chunks * kSlab * 8;
+  HalfNorms norms;
+  for (int d = 0; d < 8 * packed.chunks; ++d)
+    slab[(d / 8 * kSlab + i % kSlab) * 8 + d % 8] =
+        to_half(i < k && d < width ? rows[i * width + d] : 0.0f, scale, norms);
+  raise_limit(packed.residual, norms.residual);
+}
+
+// --- what runs where ---
+
+enum class Path { plain, mma, wgmma };
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+Path path_for(const PreparedBook& book, int device) {
+  if (book.packed_bytes == 0) return Path::plain;
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+#ifdef TOKENFLOW_CUDA_90A  // compiled for it: sm_90a alone has wgmma
+  if (major == 9) return Path::wgmma;
+#endif
+  return major >= 8 ? Path::mma : Path::plain;
+}
+
+// Kernels are compiled for these; between them the next larger one runs.
+int steps_for(int64_t width) {
+  const int steps = static_cast<int>((width + 15) / 16);
+  return steps == 5 ? 6 : steps == 7 ? 8 : steps;
+}
+
+// Waves of blocks times what a block takes, its start worth two slabs.
+int parts_for(int64_t panels, int64_t slabs, int64_t slots) {
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t parts = 1; parts <= std::min<int64_t>(slabs, 256); ++parts) {
+    const int64_t waves = (panels * parts + slots - 1) / slots;
+    const int64_t time = waves * ((slabs + parts - 1) / parts + 2);
+    if (time < least) {
+      least = time;
+      best = parts;
+    }
+  }
+  return static_cast<int>(best);
+}
+
+int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+int64_t stage_bytes(const Search& s, Path path) {
+  return path == Path::wgmma ? wgmma_stage_bytes(s.packed.chunks, !s.queries.normalize)
+                             : mma_stage_bytes(s.packed.chunks);
+}
+
+Search plan(const Queries& queries, const PreparedBook& book, void* workspace,
+            Path path, int device) {
+  Search s{};
+  s.queries = queries;
+  s.book = book;
+  s.width = book.semantic_width + book.pixel_width;
+  const int64_t n = queries.n;
+  const int processors = attribute(cudaDevAttrMultiProcessorCount, device);
+  Carver carver{static_cast<char*>(workspace)};
+  s.query = carver.take<float>(n * s.width);
+  s.error = carver.take<double>(n);
+  s.again_count = carver.take<unsigned long long>(1);
+  s.blocks = 2 * processors;
+  s.arrived = carver.take<unsigned>((n + kQueries - 1) / kQueries);
+  s.part_best = carver.take<double>(static_cast<int64_t>(s.blocks) * kQueries);
+  s.part_index = carver.take<int64_t>(static_cast<int64_t>(s.blocks) * kQueries);
+  if (path != Path::plain) {
+    s.packed = packed_book(book.packed, s.width);
+    s.steps = steps_for(s.width);
+    s.parts = parts_for(panels_of(n), slabs_of(book.k),
+                        (path == Path::wgmma ? 1 : 2) * processors);
+    const int64_t room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) -
+                         static_cast<int64_t>(sizeof(Lists)) - 256;  // for barriers
+    s.stages = path == Path::wgmma ? static_cast<int>(std::min<int64_t>(
+                                         kMaxStages, room / stage_bytes(s, path)))
+                                   : kMmaStages;
+    s.capacity = 2 * s.parts + kList;
+    s.half = carver.take<Half>(n * 16 * s.steps);
+    s.bound = carver.take<RowBound>(n);
+    s.offsets = carver.take<float>(slabs_of(book.k) * kSlab);
+    s.best = carver.take<unsigned>(n);
+    s.found = carver.take<unsigned>(n);
+    s.candidate = carver.take<Candidate>(n * s.capacity);
+    s.again = carver.take<int64_t>(n);
+  }
+  s.bytes = carver.used;
+  return s;
+}
+
+using Sweep = void (*)(Search);
+
+template <bool kOffsets>
+Sweep sweep_for(Path path, int steps) {
+  const bool hopper = path == Path::wgmma;
+  switch (steps) {
+    case 1:
+      return hopper ? sweep_wgmma<1, kOffsets> : sweep_mma<1, kOffsets>;
+    case 2:
+      return hopper ? sweep_wgmma<2, kOffsets> : sweep_mma<2, kOffsets>;
+    case 3:
+      return hopper ? sweep_wgmma<3, kOffsets> : sweep_mma<3, kOffsets>;
+    case 4:
+      return hopper ? sweep_wgmma<4, kOffsets> : sweep_mma<4, kOffsets>;
+    case 6:
+      return hopper ? sweep_wgmma<6, kOffsets> : sweep_mma<6, kOffsets>;
+    default:
+      return hopper ? sweep_wgmma<8, kOffsets> : sweep_mma<8, kOffsets>;
+  }
+}
+
+void sweep(const Search& s, Path path, cudaStream_t stream) {
+  const bool offsets = !s.queries.normalize;
+  if (offsets)
+    scale_offsets<<<launch_blocks(slabs_of(s.book.k) * kSlab, 256), 256, 0, stream>>>(
+        s);
+  const Sweep kernel =
+      offsets ? sweep_for<true>(path, s.steps) : sweep_for<false>(path, s.steps);
+  const int64_t shared =
+      s.stages * stage_bytes(s, path) + static_cast<int64_t>(sizeof(Lists));
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared)),
+             "quantize");
+  const dim3 grid(static_cast<unsigned>(panels_of(s.queries.n)), s.parts);
+  const int threads = path == Path::wgmma ? kWgmmaThreads : kMmaThreads;
+  kernel<<<grid, threads, shared, stream>>>(s);
+}
+
 }  // namespace
 
 void prepare_cuda(const float* semantic_book, const float* pixel_book, int64_t k,
@@ -298,24 +389,46 @@ void prepare_cuda(const float* semantic_book, const float* pixel_book, int64_t k
   check_cuda(cudaGetLastError(), "prepare");
 }
 
-int64_t quantize_cuda_workspace(int64_t n, int64_t k, int64_t width, int device) {
-  return carve(nullptr, n, k, width, parts_for(n, k, device)).bytes;
+int64_t pack_cuda_bytes(int64_t k, int64_t width) {
+  if (width > kMaxPackedWidth || k > std::numeric_limits<int32_t>::max()) return 0;
+  return kHeaderBytes + slabs_of(k) * kSlab * chunks_of(width) * 16;
+}
+
+void pack_cuda(const float* rows, int64_t k, int64_t width, void* packed, int device,
+               void* stream) {
+  const DeviceGuard guard(device);
+  const auto s = static_cast<cudaStream_t>(stream);
+  check_cuda(cudaMemsetAsync(packed, 0, kHeaderBytes, s), "pack");
+  const PackedBook book = packed_book(packed, width);
+  largest_norm<<<launch_blocks(k, 128), 128, 0, s>>>(rows, k, width, book);
+  pack_entries<<<launch_blocks(slabs_of(k) * kSlab, 128), 128, 0, s>>>(rows, k, width,
+                                                                       book);
+  check_cuda(cudaGetLastError(), "pack");
+}
+
+int64_t quantize_cuda_workspace(const Queries& queries, const PreparedBook& book,
+                                int device) {
+  return plan(queries, book, nullptr, path_for(book, device), device).bytes;
 }
 
 void quantize_cuda(const Queries& queries, const PreparedBook& book, int64_t* indices,
                    void* workspace, int device, void* stream) {
   if (queries.n == 0) return;
   const DeviceGuard guard(device);
-  const auto s = static_cast<cudaStream_t>(stream);
-  const int parts = parts_for(queries.n, book.k, device);
-  const Workspace w = carve(workspace, queries.n, book.k,
-                            book.semantic_width + book.pixel_width, parts);
-  pack_queries<<<launch_blocks(queries.n, 128), 128, 0, s>>>(queries, book, w);
-  entry_offsets<<<launch_blocks(book.k, 256), 256, 0, s>>>(book, queries.pixel_weight,
-                                                           w.offset);
-  const dim3 grid(launch_blocks(queries.n, kQueries), parts);
-  sweep<<<grid, kThreads, 0, s>>>(w, book, queries.n, (book.k + parts - 1) / parts);
-  merge<<<launch_blocks(queries.n, 256), 256, 0, s>>>(w, queries.n, parts, indices);
+  const auto stream_ = static_cast<cudaStream_t>(stream);
+  const Path path = path_for(book, device);
+  const Search s = plan(queries, book, workspace, path, device);
+  const unsigned row_blocks = launch_blocks(queries.n, kRowThreads / kWarp);
+  pack_queries<<<row_blocks, kRowThreads, 0, stream_>>>(s);
+  int64_t plain_blocks = s.blocks;
+  if (path == Path::plain) {
+    plain_blocks = std::max(plain_blocks, (queries.n + kQueries - 1) / kQueries);
+  } else {
+    sweep(s, path, stream_);
+    decide<<<row_blocks, kRowThreads, 0, stream_>>>(s, indices);
+  }
+  sweep_plain<<<static_cast<unsigned>(plain_blocks), kPlainThreads, 0, stream_>>>(
+      s, s.again, s.again_count, indices);
   check_cuda(cudaGetLastError(), "quantize");
 }
 

@@ -22,14 +22,19 @@ inline PreparedTensors prepared_of(const char* op, const Tensor& rows,
                       packed.scalar_type() == ScalarType::Byte && semantic_width >= 0 &&
                       semantic_width <= rows.size(1),
                   op, ": prepared books have another shape or dtype");
-  STD_TORCH_CHECK(packed.is_cuda() || packed.numel() == 0 ||
-                      packed.numel() == pack_cpu_bytes(rows.size(0), rows.size(1)),
-                  op, ": prepared books were packed for others");
+  int64_t bytes = pack_cpu_bytes(rows.size(0), rows.size(1));
+#ifdef TOKENFLOW_WITH_CUDA
+  if (packed.is_cuda()) bytes = pack_cuda_bytes(rows.size(0), rows.size(1));
+#endif
+  STD_TORCH_CHECK(packed.numel() == 0 || packed.numel() == bytes, op,
+                  ": prepared books were packed for others");
   PreparedTensors p{torch::stable::contiguous(rows),
                     torch::stable::contiguous(squares),
                     torch::stable::contiguous(limits),
                     torch::stable::contiguous(packed),
                     {}};
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(p.packed.const_data_ptr()) % 16 == 0, op,
+                  ": prepared books must keep their alignment");
   p.raw = {p.rows.const_data_ptr<float>(),
            p.squares.const_data_ptr<double>(),
            p.limits.const_data_ptr<double>(),
