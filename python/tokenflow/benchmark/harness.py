@@ -204,6 +204,7 @@ class Result:
     rows: list[Row]
     ceilings: dict[str, float]  # per second
     work: dict[str, float]
+    exact: bool = True  # whether a mismatch of ours is a fault
 
     def row(self, name: str) -> Row:
         """The row of that name."""
@@ -246,7 +247,7 @@ class Result:
                 continue
             if row.problem.startswith("failed"):
                 found.append(f"{self.op} {self.label}, {row.name}: {row.problem}")
-            elif verdict.get("mismatches") or not row.right:
+            elif not row.right or (self.exact and verdict.get("mismatches")):
                 found.append(f"{self.op} {self.label}, {row.name}: {verdict}")
         return found
 
@@ -335,7 +336,9 @@ def run_case(
         finally:
             for worker in workers.values():
                 worker.close()
-    return Result(op, values, label, rows, {**known, **_rates(measures)}, work)
+    ceilings = {**known, **_rates(measures)}
+    exact = getattr(module, "EXACT", True)
+    return Result(op, values, label, rows, ceilings, work, exact)
 
 
 def _method(row: Row) -> str:
@@ -366,7 +369,7 @@ def _get_ready(
 
     def start(entry: tuple[Row, Method, dict[str, Any]]) -> None:
         row, method, order = entry
-        row.problem = _obstacle(method, order["values"])
+        row.problem = obstacle(method, order["values"], order["device"])
         if row.problem:
             return
         worker = _start({**order, "method": method.name})
@@ -386,13 +389,16 @@ def _get_ready(
         start(entry)
 
 
-def _obstacle(method: Method, values: Values) -> str:
+def obstacle(method: Method, values: Values, device: str = "cpu") -> str:
+    """Why a method cannot be run on a case here; "" where it can."""
     if missing := method.missing():
         return f"not installed: {missing}"
+    if method.device and not device.startswith(method.device):
+        return f"runs on {method.device} alone"
     if unfit := method.fits(values):
         return unfit
     takes, free = method.takes(values), memory.available()
-    if free is not None and takes > max(0, free - _SPARE):
+    if free is not None and takes > max(0, free - _SPARE) and device == "cpu":
         return f"needs {takes / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
     return ""
 

@@ -22,6 +22,7 @@ class Method:
         library: Import name of what it needs beside torch.
         compiled: Goes through torch.compile.
         fills: For ours with `out=`: name of the method that allocates instead.
+        device: The only kind of device it runs on; any where None.
         fits: Says of a case's values why it cannot be run, or "".
         takes: Bytes it allocates for a case, where that may be more than there is.
     """
@@ -32,6 +33,7 @@ class Method:
     library: str | None = None
     compiled: bool = False
     fills: str | None = None
+    device: str | None = None
     fits: Callable[[Values], str] = field(default=lambda values: "")
     takes: Callable[[Values], float] = field(default=lambda values: 0.0)
 

@@ -12,7 +12,8 @@ A file has
     work       (values) -> what it takes at least: `fma`, `int8` operations, bytes of
                `copy`; the shares of the machine's ceilings are computed from it
     method     a `Methods`: ours, the published form, and every peer
-and, where there are data families (`families`), FAMILIES = True.
+and, where there are data families (`families`), FAMILIES = True and `in_family`;
+GRADIENTS = True where methods need them; EXACT = False where ours may differ too.
 Names that begin with _ are no ops.
 """
 

@@ -38,6 +38,7 @@ def make(values: Values, device: torch.device) -> Any:
         rows=tfx.prepare(*books).rows,
         widths=halves,
         scales=scales,
+        weight=1.0,
     )
 
 

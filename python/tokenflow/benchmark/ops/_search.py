@@ -141,7 +141,7 @@ def add_peers(method: Methods) -> None:
         """The product and argmax under torch.compile."""
         return _form(case, compile_it=True)
 
-    @method("faiss IndexFlatIP", library="faiss", fits=_cpu)
+    @method("faiss IndexFlatIP", library="faiss", device="cpu")
     def faiss_ip(case: Any) -> Call:
         """Largest inner product; an added column stands for the squares."""
         import faiss
@@ -152,7 +152,7 @@ def add_peers(method: Methods) -> None:
             rows = torch.cat([rows, -_offset(case)[:, None]], 1)
         return _faiss(faiss.IndexFlatIP(rows.shape[1]), query, rows)
 
-    @method("faiss IndexFlatL2", library="faiss", fits=_cpu)
+    @method("faiss IndexFlatL2", library="faiss", device="cpu")
     def faiss_l2(case: Any) -> Call:
         """Smallest distance."""
         import faiss
@@ -175,7 +175,7 @@ def add_peers(method: Methods) -> None:
         book.embed.data.copy_(case.rows[None])
         return lambda: book(case.query[None])[1][0]
 
-    @method("scikit-learn", library="sklearn", fits=_cpu)
+    @method("scikit-learn", library="sklearn", device="cpu")
     def scikit_learn(case: Any) -> Call:
         """pairwise_distances_argmin, Euclidean."""
         from sklearn.metrics import pairwise_distances_argmin
@@ -183,7 +183,16 @@ def add_peers(method: Methods) -> None:
         query, rows = case.query.numpy(), case.rows.numpy()
         return lambda: torch.from_numpy(pairwise_distances_argmin(query, rows))
 
-    @method("numpy", library="numpy", takes=matrices(1), fits=_cpu)
+    @method("flash-kmeans", library="flash_kmeans", device="cuda")
+    def flash_kmeans(case: Any) -> Call:
+        """Its Triton kernel for the nearest centre, float32 in, TF32 inside."""
+        from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+        query, rows = case.query[None].contiguous(), case.rows[None].contiguous()
+        squares = query.square().sum(-1)
+        return lambda: euclid_assign_triton(query, rows, squares)[0].long()
+
+    @method("numpy", library="numpy", takes=matrices(1), device="cpu")
     def numpy(case: Any) -> Call:
         """One matrix product, then its largest column."""
         query, rows = case.query.numpy(), case.rows.numpy()
@@ -202,10 +211,6 @@ def _faiss(index: Any, query: Tensor, rows: Tensor) -> Call:
     index.add(rows.numpy())
     given = query.contiguous().numpy()
     return lambda: torch.from_numpy(index.search(given, 1)[1][:, 0])
-
-
-def _cpu(values: Values) -> str:
-    return "" if values.get("device", "cpu") == "cpu" else "runs on the CPU alone"
 
 
 def _one_compiled(values: Values) -> str:

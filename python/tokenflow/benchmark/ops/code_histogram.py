@@ -59,10 +59,10 @@ def scatter_add(case: Any) -> Call:
     ).scatter_add_(0, case.indices, ones)
 
 
-@method("numpy", library="numpy")
+@method("numpy", library="numpy", device="cpu")
 def numpy(case: Any) -> Call:
     """numpy.bincount."""
     import numpy as np
 
-    indices = case.indices.cpu().numpy()
+    indices = case.indices.numpy()
     return lambda: torch.from_numpy(np.bincount(indices, minlength=case.k))

@@ -87,8 +87,8 @@ def two_compiled(case: Any) -> Call:
     return lambda: function(case.indices, *case.unit_books)
 
 
-@method("numpy", library="numpy")
+@method("numpy", library="numpy", device="cpu")
 def numpy(case: Any) -> Call:
     """numpy.take on the joined book."""
-    rows, indices = case.rows.cpu().numpy(), case.indices.cpu().numpy()
+    rows, indices = case.rows.numpy(), case.indices.numpy()
     return lambda: torch.from_numpy(rows.take(indices, axis=0))

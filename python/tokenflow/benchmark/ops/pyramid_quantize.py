@@ -96,11 +96,11 @@ def published(case: Any) -> Call:
         )
         total: Any = 0
         logged = []
-        for z, e in halves:
+        for (z, e), weight in zip(halves, (1.0, case.weight), strict=True):
             d = z.square().sum(1, True) + e.square().sum(1)
             d = d - 2 * torch.einsum("nd,kd->nk", z, e)
             logged.append(d.square().sum())
-            total = total + d
+            total = total + (d if weight == 1.0 else weight * d)
         indices = total.argmin(1)
         F.one_hot(indices, len(rows)).type(z.dtype)
         return indices
@@ -108,10 +108,24 @@ def published(case: Any) -> Call:
     return _loop(case, lambda: _pyramid.joined(case.books), nearest)
 
 
+def _weights(case: Any) -> Tensor | None:
+    """Factors of the features where the pixel half weighs something else than one."""
+    if case.weight == 1.0:
+        return None
+    scale = torch.ones(sum(case.widths), device=case.rows.device)
+    scale[case.widths[0] :] = case.weight
+    return scale
+
+
 @method("loop over product + argmax", takes=_largest)
 def products(case: Any) -> Call:
     """At every scale: one product with entries normalised beforehand."""
-    return _loop(case, lambda: case.rows, lambda q, e: (q @ e.T).argmax(1))
+    scale = _weights(case)
+
+    def nearest(query: Tensor, rows: Tensor) -> Tensor:
+        return ((query if scale is None else query * scale) @ rows.T).argmax(1)
+
+    return _loop(case, lambda: case.rows, nearest)
 
 
 @method("loop over chunks 256 × 2048")
