@@ -240,8 +240,9 @@ bool make_inputs(const float* const (&above)[3], const float* const (&below)[3],
     infinite |= (simd::VecU32)(((simd::VecU32)v[1] << 1) == kInfinity) |
                 (simd::VecU32)(((simd::VecU32)v[2] << 1) == kInfinity);
   }
-  uint32_t any = 0;
-  for (int i = 0; i < kLanes; ++i) any |= infinite[i];
+  uint32_t any = 0, lanes[kLanes];
+  std::memcpy(lanes, &infinite, sizeof lanes);
+  for (uint32_t lane : lanes) any |= lane;
   for (; k < count; ++k) {
     float v[3];
     for (int c = 0; c < 3; ++c) v[c] = above[c][k] - below[c][k];
