@@ -5,7 +5,7 @@
 #   bench/gpu_check.sh build      compile for the GPU found, beside your environment
 #   bench/gpu_check.sh test       every CUDA test, and the ops' tests on the CPU there
 #   bench/gpu_check.sh sanitize   memcheck, racecheck, initcheck, synccheck
-#   bench/gpu_check.sh bench      time the ops; results and a table
+#   bench/gpu_check.sh bench      time the ops beside the goals and beside peers
 #
 # A stage ends within STAGE_SECONDS (500); one that did not get through says so, exits
 # 75, and goes on there when called again. Nothing is installed into your environment
@@ -172,8 +172,11 @@ stage_sanitize() {
 
 stage_bench() {
   start bench
-  local file json=$WORK/bench
+  local file json=$WORK/bench goals
+  goals=$FOLDER/$(date -u +%Y-%m-%d)-goals
   mkdir -p "$json"
+  once bench/goals bash -c '"$0" bench/gpu_goals.py "$1.json" | tee "$1.md"' \
+    "$PYTHON" "$goals"
   for file in bench/bench_*.py; do
     once "bench/$file" "${PYTEST[@]}" "$file" -k cuda --benchmark-enable \
       --benchmark-only --benchmark-json="$json/$(basename "$file" .py).json"

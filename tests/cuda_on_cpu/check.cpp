@@ -426,6 +426,14 @@ void check_upsamples() {
   f32(UpsampleSize{1, 20, 16, 5, 40}, false, false);
   f32(UpsampleSize{1, 4, 8, 4, 131}, true, true);
   f32(UpsampleSize{3, 17, 65, 7, 3}, true, false, true, int64_t{1});
+  // Weights that do not stay, with three stages, with two; no room for any tile.
+  const int most = cuda_on_cpu::shared_limit;
+  for (int limit : {110000, 90000, 60000, 1000}) {
+    cuda_on_cpu::shared_limit = limit;
+    bf16(UpsampleSize{1, 160, 16, 11, 33}, true, true);
+    f32(UpsampleSize{1, 80, 16, 11, 33}, true, true, limit == 60000);
+  }
+  cuda_on_cpu::shared_limit = most;
 }
 
 }  // namespace

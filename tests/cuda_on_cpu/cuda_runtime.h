@@ -323,6 +323,10 @@ enum cudaDeviceAttr {
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
+namespace cuda_on_cpu {
+inline int shared_limit = 232448;  // of dynamic shared memory in a block
+}
+
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
@@ -330,12 +334,12 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess;
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value = which == cudaDevAttrMultiProcessorCount      ? 4  // a book is cut into parts
            : which == cudaDevAttrComputeCapabilityMajor ? cuda_on_cpu::capability_major
-                                                        : 232448;
+                                                        : cuda_on_cpu::shared_limit;
   return cudaSuccess;
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
-  if (bytes > 232448) std::abort();
+  if (bytes > cuda_on_cpu::shared_limit) std::abort();
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
@@ -390,6 +394,7 @@ inline void run_block() {
 template <class Kernel>
 void launch(dim3 grid, dim3 threads, size_t shared, cudaStream_t, Kernel kernel) {
   if (threads.y != 1 || threads.z != 1 || grid.x == 0) std::abort();
+  if (shared > static_cast<size_t>(shared_limit)) std::abort();
   const Unwatched unwatched;
   blockDim = threads;
   gridDim = grid;

@@ -81,6 +81,22 @@ def test_upsample_conv(dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_upsample_conv_of_whole_pieces(dtype, device):
+    draw = torch.Generator().manual_seed(9)
+    x, weight = (
+        torch.randn(*s, generator=draw).to(device, dtype)
+        for s in ((1, 40, 5, 18), (8, 40, 3, 3))
+    )
+    x = x.contiguous(memory_format=torch.channels_last)
+    right = tfx.reference.upsample_conv(x.double(), weight.double())
+    error = 1e-5 if dtype == torch.float32 else 2e-2  # the rounding of the result
+    found = tfx.upsample_conv(x, weight)
+    torch.testing.assert_close(
+        found.double(), right, rtol=error, atol=error * right.abs().max().item()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_group_norm_silu(dtype, device):
     draw = torch.Generator().manual_seed(8)
     x, weight, bias = (
