@@ -175,7 +175,7 @@ stage_bench() {
   local file json=$WORK/bench goals
   goals=$FOLDER/$(date -u +%Y-%m-%d)-goals
   mkdir -p "$json"
-  once bench/goals bash -c '"$0" bench/gpu_goals.py "$1.json" | tee "$1.md"' \
+  once bench/goals bash -o pipefail -c '"$0" bench/gpu_goals.py "$1.json" | tee "$1.md"' \
     "$PYTHON" "$goals"
   for file in bench/bench_*.py; do
     once "bench/$file" "${PYTEST[@]}" "$file" -k cuda --benchmark-enable \
