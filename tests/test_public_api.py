@@ -27,6 +27,8 @@ OPS = {
     "normalize=True)",
     "prepare": "(semantic_book, pixel_book=None, *, normalize=True)",
     "upsample_conv": "(x, weight, bias=None, *, out=None)",
+    "conv3x3": "(x, weight, bias=None, *, norm_weight=None, norm_bias=None, "
+    "num_groups=32, eps=1e-06, residual=None)",
     "group_norm_silu": "(x, weight, bias, *, num_groups=32, eps=1e-6, out=None)",
     "code_histogram": "(indices, num_codes)",
     "info": "()",
@@ -34,7 +36,13 @@ OPS = {
     "fuse_decoder": "(model)",
 }
 REFERENCES = OPS.keys() - {"prepare", "info", "accelerate_vq", "fuse_decoder"}
-MODULES = ["DualCodebook", "PyramidQuantizer", "UpsampleConv", "GroupNormSiLU"]
+MODULES = [
+    "DualCodebook",
+    "PyramidQuantizer",
+    "UpsampleConv",
+    "GroupNormSiLU",
+    "Conv3x3",
+]
 COMMANDS = (
     *("demo", "encode", "decode", "reconstruct"),
     *("train", "evaluate", "convert", "bench", "info"),

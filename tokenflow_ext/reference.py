@@ -4,6 +4,7 @@ Each has the name and the arguments of its op, less `prepared`, `check` and `out
 """
 
 from .ops.code_histogram import reference as code_histogram
+from .ops.conv3x3 import reference as conv3x3
 from .ops.group_norm_silu import reference as group_norm_silu
 from .ops.lookup import reference as lookup
 from .ops.nearest import reference as nearest
@@ -14,6 +15,7 @@ from .ops.upsample_conv import reference as upsample_conv
 
 __all__ = [
     "code_histogram",
+    "conv3x3",
     "group_norm_silu",
     "lookup",
     "nearest",

@@ -42,6 +42,7 @@ def calls(device):
         "pyramid_lookup": lambda: tfx.pyramid_lookup(indices, *books, SCALES),
     }
     close = {
+        "conv3x3": lambda: tfx.conv3x3(image, weight, bias, residual=image),
         "upsample_conv": lambda: tfx.upsample_conv(image, weight, bias),
         "group_norm_silu": lambda: tfx.group_norm_silu(image, bias, bias, num_groups=8),
     }

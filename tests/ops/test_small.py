@@ -108,3 +108,20 @@ def test_group_norm_silu(dtype, device):
     found = tfx.group_norm_silu(x, weight, bias, num_groups=3)
     error = 1e-5 if dtype == torch.float32 else 4e-2  # the rounding of the result
     torch.testing.assert_close(found.double(), right, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_conv3x3(normed, device):
+    draw = torch.Generator().manual_seed(9)
+    x, weight, bias, residual = (
+        torch.randn(*s, generator=draw).to(device)
+        for s in ((2, 36, 5, 7), (33, 36, 3, 3), (33,), (2, 33, 5, 7))
+    )
+    norm = {"norm_weight": x[0, :, 0, 0], "norm_bias": x[0, :, 0, 1]} if normed else {}
+    wide = {name: t.double() for name, t in norm.items()}
+    maps = [t.double() for t in (x, weight, bias)]
+    right = tfx.reference.conv3x3(
+        *maps, **wide, num_groups=3, residual=residual.double()
+    )
+    found = tfx.conv3x3(x, weight, bias, **norm, num_groups=3, residual=residual)
+    torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-4)

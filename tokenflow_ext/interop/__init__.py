@@ -54,8 +54,10 @@ def fuse_decoder(model: Model) -> Model:
     """Run the costly pairs of a VQGAN-like decoder in one pass each, in place.
 
     Nearest ×2 enlargement with a 3×3 convolution becomes `upsample_conv`, GroupNorm
-    with SiLU becomes `group_norm_silu`; the parameters are shared, not copied, and the
-    state dict keeps its keys. Known are the residual and upsampling blocks of
+    with SiLU becomes `group_norm_silu`, and in a residual block, in float32 on the CPU,
+    part of the 3×3 convolution behind it (`conv3x3`, which keeps transformed weights
+    while no gradient of them is asked for). The parameters are shared, not copied, and
+    the state dict keeps its keys. Known are the residual and upsampling blocks of
     diffusers, Chameleon, Emu3 and Janus, and by structure those of taming-transformers,
     LlamaGen and VAR (tried on copies first), encoders included. A last norm whose SiLU
     is written out in the forward of the decoder stays. Results differ by rounding, and

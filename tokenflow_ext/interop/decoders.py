@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.decoder import conv_of
+from ..ops import _layout
+from ..ops.conv3x3 import takes
 from ..ops.group_norm_silu import group_norm_silu
 from ..ops.upsample_conv import upsample_conv
 from ._swap import Family, home, original
@@ -96,14 +99,41 @@ def _upsample_trial(module: Any) -> tuple[Tensor, ...]:
 def _block_forward(self: Any, x: Tensor, *rest: Any, **named: Any) -> Any:
     if any(value is not None for value in (*rest, *named.values())):
         return original(self).forward(self, x, *rest, **named)
-    hidden = self.conv1(_norm_silu(self.norm1, x))
-    hidden = _norm_silu(self.norm2, hidden)
-    hidden = self.conv2(getattr(self, "dropout", _same)(hidden))
+    hidden = _norm_silu_conv(self.norm1, self.conv1, x, None, torch.channels_last)
     shortcut = getattr(self, "conv_shortcut", None) or getattr(
         self, "nin_shortcut", None
     )
-    total = hidden + (x if shortcut is None else shortcut(x))
-    return total / getattr(self, "output_scale_factor", 1.0)
+    dropout = getattr(self, "dropout", _same)
+    if getattr(dropout, "training", False) and getattr(dropout, "p", 1.0):
+        hidden = self.conv2(dropout(_norm_silu(self.norm2, hidden)))
+        total = hidden + (x if shortcut is None else shortcut(x))
+    else:
+        residual = x if shortcut is None else shortcut(x)
+        form = _layout.memory_format(x)
+        total = _norm_silu_conv(self.norm2, self.conv2, hidden, residual, form)
+    scale = getattr(self, "output_scale_factor", 1.0)
+    return total if scale == 1.0 else total / scale
+
+
+def _norm_silu_conv(
+    norm: Any, conv: Any, x: Tensor, residual: Tensor | None, form: torch.memory_format
+) -> Any:
+    """Norm, SiLU, convolution and residual; in one pass where `conv3x3` does that."""
+    if _is_conv(conv) and not _is_hooked(conv) and takes(x, conv.weight):
+        return conv_of(conv, x, norm, residual, form)
+    y = conv(_norm_silu(norm, x))
+    return y if residual is None else y + residual
+
+
+def _is_hooked(module: Any) -> bool:
+    """Whether a call of `module` does more than its class's forward."""
+    return (
+        "forward" in vars(module)
+        or bool(module._forward_hooks)
+        or bool(module._forward_pre_hooks)
+        or bool(module._backward_hooks)
+        or bool(module._backward_pre_hooks)
+    )
 
 
 def _same(x: Tensor) -> Tensor:

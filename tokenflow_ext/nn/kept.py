@@ -1,4 +1,4 @@
-"""Prepared books that are kept between calls, and never stale."""
+"""What is prepared once and kept between calls, and never stale."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..ops.conv3x3 import pack
 from ..ops.prepare import Prepared, prepare
 
 _optimizer_steps = 0
@@ -84,6 +85,35 @@ class KeptBooks:
 
     def __reduce__(self) -> tuple[type[KeptBooks], tuple[()]]:  # noqa: D105
         return KeptBooks, ()
+
+
+class KeptPanels:
+    """The panels of a convolution's weight for `conv3x3`, kept as `KeptBooks` keeps."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Seen, int, Tensor] | None = None
+
+    def get(self, weight: Tensor) -> Tensor | None:
+        """Return the panels; None where they would serve one call only."""
+        if (
+            torch.compiler.is_compiling()
+            or weight.is_inference()
+            or (weight.requires_grad and torch.is_grad_enabled())
+        ):
+            return None
+        if self._kept is not None:
+            seen, steps, panels = self._kept
+            if steps == _optimizer_steps and _same(seen, weight):
+                return panels
+        _watch_optimizers()
+        seen, steps = (weight.detach(), weight._version), _optimizer_steps
+        with torch.inference_mode(False), torch.no_grad():
+            panels = pack(seen[0])
+        self._kept = seen, steps, panels
+        return panels
+
+    def __reduce__(self) -> tuple[type[KeptPanels], tuple[()]]:  # noqa: D105
+        return KeptPanels, ()
 
 
 Seen = tuple[Tensor, int]  # a book and its version when it was prepared

@@ -54,7 +54,7 @@ def group_norm_silu(
         RuntimeError: `out` is given and a gradient is asked for.
     """
     _checks.floating("group_norm_silu", x=x, weight=weight, bias=bias, out=out)
-    _check_arguments(x, weight, bias, num_groups, eps)
+    check_arguments("group_norm_silu", x, num_groups, eps, weight=weight, bias=bias)
     _checks.same_device("group_norm_silu", x=x, weight=weight, bias=bias, out=out)
     wide = torch.float64 in (x.dtype, weight.dtype, bias.dtype)
     if out is not None:
@@ -86,30 +86,29 @@ def reference(
     return torch.stack(pictures).contiguous(memory_format=_layout.memory_format(x))
 
 
-def _check_arguments(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
+def check_arguments(
+    op: str, x: Tensor, num_groups: int, eps: float, **weights: Tensor
 ) -> None:
+    """A map that can be normed, and weight and bias for each of its channels."""
     if x.dim() < 2 or 0 in x.shape[1:]:
         raise ValueError(
-            "group_norm_silu: x must be [B, C, ...] with every size after B at least "
-            f"1, got {list(x.shape)}"
+            f"{op}: x must be [B, C, ...] with every size after B at least 1, "
+            f"got {list(x.shape)}"
         )
     channels = x.shape[1]
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    for name, tensor in weights.items():
         if tensor.shape != (channels,):
             raise ValueError(
-                f"group_norm_silu: {name} must be [{channels}] as x has channels, "
+                f"{op}: {name} must be [{channels}] as x has channels, "
                 f"got {list(tensor.shape)}"
             )
     if num_groups < 1 or channels % num_groups:
         raise ValueError(
-            f"group_norm_silu: num_groups must divide the {channels} channels of x, "
+            f"{op}: num_groups must divide the {channels} channels of x, "
             f"got {num_groups}"
         )
     if not 0 <= eps < float("inf"):
-        raise ValueError(
-            f"group_norm_silu: eps must be finite and at least 0, got {eps}"
-        )
+        raise ValueError(f"{op}: eps must be finite and at least 0, got {eps}")
 
 
 def _fallback(
@@ -159,25 +158,40 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Norm and gradient in float32; the normalised map is made again, not kept."""
     x, weight, bias = ctx.saved_tensors
+    mask = list(ctx.needs_input_grad[:3])
+    grads = gradients(x, weight, bias, ctx.num_groups, ctx.eps, grad, mask)
+    return (*grads, None, None)
+
+
+def gradients(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    grad: Tensor,
+    mask: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight and bias, where `mask` asks for them.
+
+    Norm and gradient are float32; the normalised map is made again, not kept.
+    """
     batch, channels = x.shape[:2]
     wide = x.float().contiguous()
-    sizes = (batch, channels, wide[:1, :1].numel(), ctx.num_groups)
+    sizes = (batch, channels, wide[:1, :1].numel(), num_groups)
     aten = torch.ops.aten
     normed, mean, rstd = aten.native_group_norm(
-        wide, weight.float(), bias.float(), *sizes, ctx.eps
+        wide, weight.float(), bias.float(), *sizes, eps
     )
     grad = aten.silu_backward(grad.float().contiguous(), normed)
     grad_x, grad_weight, grad_bias = aten.native_group_norm_backward(
-        grad, wide, mean, rstd, weight.float(), *sizes, list(ctx.needs_input_grad[:3])
+        grad, wide, mean, rstd, weight.float(), *sizes, mask
     )
     return (
         None if grad_x is None else grad_x.to(x.dtype),
         None if grad_weight is None else grad_weight.to(weight.dtype),
         None if grad_bias is None else grad_bias.to(bias.dtype),
-        None,
-        None,
     )
 
 

@@ -28,6 +28,11 @@ struct NormPiece {
 
 void group_norm_silu_cpu(const GroupNormSilu& op, const Parallel& parallel);
 
+// channels_last: what x goes through before SiLU, for an op that does both on its way:
+// affine[batch][3][channels], centers, scales and shifts. `y` is not used.
+void group_norm_affine_cpu(const GroupNormSilu& op, float* affine,
+                           const Parallel& parallel);
+
 // Bytes of device memory that the CUDA kernels need beside their arguments.
 int64_t group_norm_silu_cuda_workspace(const GroupNormSilu& op);
 void group_norm_silu_cuda(const GroupNormSilu& op, void* workspace, int device,

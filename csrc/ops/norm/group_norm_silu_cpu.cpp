@@ -72,31 +72,46 @@ void channels_last_slices(const GroupNormSilu& op, int64_t slice,
   });
 }
 
-void channels_last_blocks(const GroupNormSilu& op, const Parallel& parallel) {
+// A picture cut into blocks of positions, with all channels.
+struct Blocks {
+  explicit Blocks(const GroupNormSilu& op)
+      : step(std::max<int64_t>(1, kBlock / op.channels)),
+        count((op.area + step - 1) / step) {}
+  NormPiece piece(const GroupNormSilu& op, int64_t i) const {
+    const int64_t first = i % count * step;
+    return {i / count, first, std::min(op.area, first + step), 0, op.channels};
+  }
+  int64_t step, count;  // positions of a block, blocks of a picture
+};
+
+// [batch, blocks, 2, channels]
+std::vector<double> block_sums(const GroupNormSilu& op, const Blocks& blocks,
+                               const Parallel& parallel) {
   const int64_t channels = op.channels;
-  const int64_t step = std::max<int64_t>(1, kBlock / channels);
-  const int64_t blocks = (op.area + step - 1) / step;
-  std::vector<double> sums(op.batch * blocks * 2 * channels);
-  const auto piece = [&](int64_t i) {
-    const int64_t first = i % blocks * step;
-    return NormPiece{i / blocks, first, std::min(op.area, first + step), 0, channels};
-  };
-  parallel.run(op.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+  std::vector<double> sums(op.batch * blocks.count * 2 * channels);
+  parallel.run(op.batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> pivot(channels);
     for (int64_t i = begin; i < end; ++i)
-      TFX_CALL_SIMD(norm_sums, op, piece(i), sums.data() + i * 2 * channels,
+      TFX_CALL_SIMD(norm_sums, op, blocks.piece(op, i), sums.data() + i * 2 * channels,
                     pivot.data());
   });
-  parallel.run(op.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+  return sums;
+}
+
+void channels_last_blocks(const GroupNormSilu& op, const Parallel& parallel) {
+  const int64_t channels = op.channels;
+  const Blocks blocks(op);
+  const std::vector<double> sums = block_sums(op, blocks, parallel);
+  parallel.run(op.batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> affine(3 * channels);
     int64_t picture = -1;
     for (int64_t i = end - 1; i >= begin; --i) {  // what was read last is in cache
-      const int64_t b = i / blocks;
+      const int64_t b = i / blocks.count;
       if (b != picture)
-        affine_of(op, 0, channels, sums.data() + b * blocks * 2 * channels, blocks,
-                  affine.data());
+        affine_of(op, 0, channels, sums.data() + b * blocks.count * 2 * channels,
+                  blocks.count, affine.data());
       picture = b;
-      TFX_CALL_SIMD(norm_apply, op, piece(i), affine.data());
+      TFX_CALL_SIMD(norm_apply, op, blocks.piece(op, i), affine.data());
     }
   });
 }
@@ -114,6 +129,16 @@ void group_norm_silu_cpu(const GroupNormSilu& op, const Parallel& parallel) {
   parallel.run(op.batch * op.groups, grain, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) TFX_CALL_SIMD(norm_group, op, item);
   });
+}
+
+void group_norm_affine_cpu(const GroupNormSilu& op, float* affine,
+                           const Parallel& parallel) {
+  const int64_t channels = op.channels;
+  const Blocks blocks(op);
+  const std::vector<double> sums = block_sums(op, blocks, parallel);
+  for (int64_t b = 0; b < op.batch; ++b)
+    affine_of(op, 0, channels, sums.data() + b * blocks.count * 2 * channels,
+              blocks.count, affine + b * 3 * channels);
 }
 
 }  // namespace tokenflow

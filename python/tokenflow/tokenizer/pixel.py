@@ -11,10 +11,11 @@ Source: VQGAN, arXiv:2012.09841, as trained in TokenFlow, arXiv:2412.03069.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenflow_ext.nn import GroupNormSiLU, UpsampleConv
+from tokenflow_ext.nn import Conv3x3, GroupNormSiLU, UpsampleConv
 
 GROUPS = 32  # of every GroupNorm, as published
 EPS = 1e-6
@@ -31,9 +32,9 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = GroupNormSiLU(in_channels, num_groups=groups, eps=EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = GroupNormSiLU(out_channels, num_groups=groups, eps=EPS)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels)
         self.nin_shortcut = (
             nn.Identity()
             if in_channels == out_channels
@@ -42,9 +43,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, h, w] → [B, out, h, w]."""
-        y = self.conv1(self.norm1(x))
-        y = self.conv2(self.norm2(y))
-        return self.nin_shortcut(x) + y
+        y = self.conv1(x, self.norm1)
+        return self.conv2(y, self.norm2, self.nin_shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -125,6 +125,23 @@ def _middle(channels: int, groups: int) -> nn.Sequential:
         AttentionBlock(channels, groups),
         ResidualBlock(channels, channels, groups),
     )
+
+
+def _layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last where x is that and not contiguous as well."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return (
+        torch.channels_last
+        if last and not x.is_contiguous()
+        else torch.contiguous_format
+    )
+
+
+def _fast_layout(x: Tensor) -> Tensor:
+    """The layout that convolutions on a CPU are fastest in; elsewhere as it came."""
+    if x.device.type != "cpu":
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _check_plan(
@@ -214,10 +231,11 @@ class PixelEncoder(nn.Module):
                 f"PixelEncoder: height and width must be positive multiples of "
                 f"{self.factor}, got {height}×{width}"
             )
-        x = self.conv_in(images)
+        x = self.conv_in(_fast_layout(images))
         for level in self.conv_blocks:
             x = level(x)
-        return self.conv_out(self.norm_out(self.mid(x)))
+        x = self.conv_out(self.norm_out(self.mid(x)))
+        return x.contiguous(memory_format=_layout_of(images))
 
 
 class PixelDecoder(nn.Module):
@@ -283,7 +301,8 @@ class PixelDecoder(nn.Module):
                 f"PixelDecoder: latent must be [B, {channels}, h, w], "
                 f"got {list(latent.shape)}"
             )
-        x = self.mid(self.conv_in(latent))
+        x = self.mid(self.conv_in(_fast_layout(latent)))
         for level in self.conv_blocks:
             x = level(x)
-        return self.conv_out(self.norm_out(x))
+        x = self.conv_out(self.norm_out(x))
+        return x.contiguous(memory_format=_layout_of(latent))
