@@ -29,8 +29,21 @@ sweep_wgmma  Two groups of four warps, 64 queries each, and a group of which one
            maximum of the first is taken while the second is computed, and while one
            group takes a maximum the other computes. Nothing is in flight over the end
            of the loop body, which ptxas would serialise (C7514).
+Registers  sweep_mma 122 (width 16) to 204 (128), 148 at width 48 (three blocks a
+           multiprocessor); with offsets up to 200. sweep_wgmma 168 at its start, then
+           232 for who computes and 40 for who copies. No spills (sm_90a, CUDA 13.0).
+Shared     33 KiB of lists, and stages: sweep_mma two tiles, 53 KiB at width 40;
+           sweep_wgmma up to six slabs of 20 KiB there, 153 KiB.
 Traffic    Each block reads its part of the packed book: K · 2 · ⌈width/8⌉ · 8 bytes,
            from L2.
+Predicted  For an H200 at 1.755 GHz, 32768 entries of width 40, nothing measured. A
+           slab takes a multiprocessor 12 wgmma of 64 cycles; two maxima of some 40
+           instructions for each of its 8 warps take 320 of the same 768 cycles, and
+           are hidden. 16384 queries: 128 blocks, 128 slabs each: 56 µs, 70 µs at the
+           80 % of the peak that dense products reach. They read 335 MB from L2, 4.8
+           to 6 TB/s: that is where it may fail first, and copies shared by a pair of
+           blocks (multicast) are then next. 817 queries: 7 panels × 16 parts of 8
+           slabs: 3.5 µs and the start.
 */
 #pragma once
 
@@ -376,21 +389,29 @@ __device__ void copy_slabs(const Search& s, int64_t first, int64_t last,
   }
 }
 
-// 64 queries times 128 entries of a slab, all steps, as one group.
+// Where the steps of the first tile of the first stage lie.
 template <int kSteps>
-__device__ __forceinline__ void multiply(const Search& s, float (&score)[64],
-                                         const uint32_t (&a)[kSteps][4],
-                                         const unsigned char* tile) {
-  wgmma_touch(score);
-  wgmma_fence();
+__device__ void describe(const Search& s, const unsigned char* stages,
+                         uint64_t (&steps)[kSteps]) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const int chunk = chunk_of(s, 2 * step), next = chunk_of(s, 2 * step + 1);
-    wgmma_m64n128k16(score, a[step],
-                     matrix_descriptor(tile + chunk * kSlab * 16,
-                                       (next - chunk) * kSlab * 16, 8 * 16),
-                     step > 0);
+    steps[step] = matrix_descriptor(stages + chunk * kSlab * 16,
+                                    (next - chunk) * kSlab * 16, 8 * 16);
   }
+}
+
+// 64 queries times 128 entries, `bytes` behind the first, all steps, as one group.
+template <int kSteps>
+__device__ __forceinline__ void multiply(float (&score)[64],
+                                         const uint32_t (&a)[kSteps][4],
+                                         const uint64_t (&steps)[kSteps],
+                                         int64_t bytes) {
+  wgmma_touch(score);
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+    wgmma_m64n128k16(score, a[step], steps[step] + (bytes >> 4), step > 0);
   wgmma_commit();
 }
 
@@ -406,6 +427,8 @@ __device__ __forceinline__ void consume_slabs(const Search& s, int64_t first,
   RowPair<kOffsets> rows(s, panel, 16 * warp + lane / 4);
   uint32_t a[kSteps][4];
   load_queries<kSteps>(s, panel * kPanel + 16 * warp, a);
+  uint64_t steps[kSteps];
+  describe<kSteps>(s, stages, steps);
   float score[2][64];
   int stage = 0;
   uint32_t parity = 0;
@@ -415,8 +438,8 @@ __device__ __forceinline__ void consume_slabs(const Search& s, int64_t first,
         reinterpret_cast<const float*>(here + s.packed.chunks * kSlab * 16);
     const unsigned entry = static_cast<unsigned>(slab * kSlab);
     barrier_wait(&full[stage], parity);
-    multiply<kSteps>(s, score[0], a, here);
-    multiply<kSteps>(s, score[1], a, here + kTile * 16);
+    multiply<kSteps>(score[0], a, steps, stage * stage_bytes);
+    multiply<kSteps>(score[1], a, steps, stage * stage_bytes + kTile * 16);
     wgmma_wait<1>();
     wgmma_touch(score[0]);
     consider<kOffsets, 16>(score[0], rows, lists, offsets, entry);
