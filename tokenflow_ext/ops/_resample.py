@@ -65,7 +65,11 @@ def enlarge(x: Tensor, row_weights: Tensor, column_weights: Tensor) -> Tensor:
 def weights(
     like: Tensor, pairs: _scales.Pairs, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Bicubic weights of every scale: [S, height, 4] and [S, width, 4] float64."""
+    """Bicubic weights of every scale: [S, height, 4] and [S, width, 4] float64.
+
+    The first call for a schedule and a device copies a small table there, which waits:
+    call the op once before a CUDA graph records it.
+    """
     return _pyramid_weights(like.detach(), _scales.flat(pairs), height, width)
 
 
