@@ -117,7 +117,9 @@ inline uint32_t lanes_not_le(VecF a, VecF b) {
 #elif defined(__AVX2__)
   return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLE_UQ));
 #else
-  const VecI32 le = a <= b;
+  const VecI32 mask = a <= b;
+  int32_t le[kFloats];  // gcc's sanitizer loses a vector that is indexed by a variable
+  std::memcpy(le, &mask, sizeof le);
   uint32_t lanes = 0;
   for (int i = 0; i < kFloats; ++i) lanes |= (le[i] ? 0u : 1u) << i;
   return lanes;
