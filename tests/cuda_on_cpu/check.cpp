@@ -415,6 +415,7 @@ void check_upsamples() {
   };
   bf16(UpsampleSize{1, 8, 8, 5, 5}, true, true);
   f32(UpsampleSize{1, 5, 7, 3, 4}, false, false);
+  bf16(UpsampleSize{1, 40, 8, 6, 40}, true, true);  // with seams between warps
   if (brief) return;
   check_upsample<Half>("f16", Element::f16, UpsampleSize{2, 40, 24, 9, 20}, true, true);
   bf16(UpsampleSize{1, 40, 70, 6, 17}, false, false);
