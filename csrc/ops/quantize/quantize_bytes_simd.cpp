@@ -129,7 +129,7 @@ struct Suspects {
     float score = simd::sum(sums) + entries.start[k];
     for (; d < width; ++d) score += query[d] * row[d];
     if (score < panel.threshold[lane]) return;  // NaN rules nothing out
-    decide_one(entries, panel, k, lane);
+    challenge(entries, panel, k, lane, score);
   }
 };
 
@@ -205,36 +205,45 @@ void load_panel_bytes(const PreparedBook& book, const ByteBook& bytes,
                       double offset_limit, const Panel& panel) {
   const int64_t widths[2] = {book.semantic_width, book.pixel_width};
   const int64_t width = widths[0] + widths[1];
-  // Per lane and half: the largest element and the squares tell how far to scale.
+  // Per half: the largest element and the squares tell how far a lane can be scaled.
   alignas(64) float scale[2][kLanes];
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    double unit = std::numeric_limits<double>::infinity(), squares = 0.0;
+  for (int64_t lane = 0; lane < kLanes; lane += simd::kFloats) {
+    VecF tops[2] = {};
+    VecD squares[2][2] = {};
     const float* column = panel.query + lane;
-    for (int h = 0; h < 2; ++h) {
-      float top = 0.0f;
-      double sum = 0.0;
-      for (int64_t d = 0; d < widths[h]; ++d, column += kLanes) {
-        top = std::max(top, std::abs(*column));
-        sum += static_cast<double>(*column) * *column;
-      }
-      const double s = bytes.scale[h];
-      squares += sum / (s * s);
-      if (top > 0.0f) unit = std::min(unit, 0.999999 * kLevel / top * s);
-    }
-    if (kTimes == 2 && squares > 0.0) {  // int16 sums
-      const double room = 32767.0 / std::max(bytes.norms.bytes, 1.0) -
-                          0.5 * std::sqrt(static_cast<double>(width));
-      unit = std::min(unit, std::max(room, 0.0) / std::sqrt(squares));
-    }
-    if (squares == 0.0) unit = 1.0;
-    const double scales[2] = {unit / bytes.scale[0], unit / bytes.scale[1]};
-    // No error bound: float32 could overflow, and nothing is ruled out there either.
-    const bool fits = is_finite(panel.error[lane]) && unit >= 1e-30 &&
-                      std::max(scales[0], scales[1]) <= 1e30;
-    panel.unit[lane] = fits ? static_cast<float>(kTimes * unit) : 1.0f;
-    panel.slack[lane] = fits ? 0.0 : std::numeric_limits<double>::quiet_NaN();
     for (int h = 0; h < 2; ++h)
-      scale[h][lane] = fits ? static_cast<float>(scales[h]) : 0.0f;
+      for (int64_t d = 0; d < widths[h]; ++d, column += kLanes) {
+        const VecF x = simd::load(column);
+        tops[h] = simd::max(tops[h], simd::max(x, -x));
+        for (int i = 0; i < 2; ++i) {
+          const VecD wide = simd::half_as_double(x, i);
+          squares[h][i] += wide * wide;
+        }
+      }
+    for (int i = 0; i < simd::kFloats; ++i) {
+      double unit = std::numeric_limits<double>::infinity(), sum = 0.0;
+      for (int h = 0; h < 2; ++h) {
+        const double s = bytes.scale[h];
+        sum += squares[h][i / simd::kDoubles][i % simd::kDoubles] / (s * s);
+        if (tops[h][i] > 0.0f)
+          unit = std::min(unit, 0.999999 * kLevel / tops[h][i] * s);
+      }
+      if (kTimes == 2 && sum > 0.0) {  // int16 sums
+        const double room = 32767.0 / std::max(bytes.norms.bytes, 1.0) -
+                            0.5 * std::sqrt(static_cast<double>(width));
+        unit = std::min(unit, std::max(room, 0.0) / std::sqrt(sum));
+      }
+      if (sum == 0.0) unit = 1.0;
+      const int64_t at = lane + i;
+      const double scales[2] = {unit / bytes.scale[0], unit / bytes.scale[1]};
+      // No error bound: float32 could overflow, and nothing is ruled out there either.
+      const bool fits = is_finite(panel.error[at]) && unit >= 1e-30 &&
+                        std::max(scales[0], scales[1]) <= 1e30;
+      panel.unit[at] = fits ? static_cast<float>(kTimes * unit) : 1.0f;
+      panel.slack[at] = fits ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+      for (int h = 0; h < 2; ++h)
+        scale[h][at] = fits ? static_cast<float>(scales[h]) : 0.0f;
+    }
   }
   // The bytes, and the norms of the scaled query and of what rounding took from it.
   std::memset(panel.words, 0, bytes.quads * kLanes * sizeof(int32_t));

@@ -10,6 +10,7 @@ Memory     Per thread one group of panels; per query and part one score and inde
            entry its offset: less than 2 MB at 16384 queries and 32768 entries.
 */
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -22,11 +23,10 @@ Memory     Per thread one group of panels; per query and part one score and inde
 namespace tokenflow {
 namespace {
 
-constexpr int64_t kBlock = 1020;  // entries that stay in cache while panels pass; whole
-                                  // tiles of every sweep
+constexpr int64_t kBlockBytes = 1 << 17;  // of entries that stay in cache while panels
+                                          // pass; a block is whole tiles of every sweep
 constexpr int64_t kMinPart = 2048;  // entries below which splitting the book costs more
 constexpr int64_t kGroup = 16;      // panels that one thread carries through the book
-static_assert(kBlock % kByteTile == 0);
 
 // Entries that the byte sweep may look at one by one before float32 is cheaper.
 constexpr int64_t kFirstSuspects = 32;   // per query, whatever the book's size
@@ -125,24 +125,26 @@ class Panels {
       : lanes_(TFX_CALL_SIMD(panel_lanes)),
         width_(width),
         bytes_(bytes),
-        floats_(lanes_ * (width + 7 + (bytes ? width + (width + 3) / 4 + 4 : 0))),
+        floats_(lanes_ * (2 * width + 10 + (bytes ? (width + 3) / 4 + 4 : 0))),
         memory_(count * round_up(floats_, 16)) {}
 
   Panel operator[](int64_t i) const {
     float* at = memory_.get() + i * round_up(floats_, 16);
     const auto take = [&](int64_t floats) { return std::exchange(at, at + floats); };
     Panel panel{};
+    panel.row = take(width_ * lanes_);
     panel.query = take(width_ * lanes_);
     panel.error = reinterpret_cast<double*>(take(2 * lanes_));
     panel.best = reinterpret_cast<double*>(take(2 * lanes_));
+    panel.spread = reinterpret_cast<double*>(take(2 * lanes_));
     panel.index = reinterpret_cast<int64_t*>(take(2 * lanes_));
     panel.threshold = take(lanes_);
+    panel.sure = take(lanes_);
     if (!bytes_) return panel;
     panel.words = reinterpret_cast<int32_t*>(take((width_ + 3) / 4 * lanes_));
     panel.slack = reinterpret_cast<double*>(take(2 * lanes_));
     panel.unit = take(lanes_);
     panel.floor = take(lanes_);
-    panel.row = take(width_ * lanes_);
     return panel;
   }
 
@@ -162,25 +164,30 @@ struct Search {
   int64_t lanes;
 
   // Entries [first, last) for panels [begin, end): best and index, `lanes` per panel.
-  void run(int64_t begin, int64_t end, int64_t first, int64_t last, double* best,
-           int64_t* index) const {
+  // `best` is exact where it will be compared with that of other parts.
+  void run(int64_t begin, int64_t end, int64_t first, int64_t last, bool exact,
+           double* best, int64_t* index) const {
     const Panels panels(end - begin, entries.width, bytes != nullptr);
     std::vector<int64_t> budget(end - begin);
     for (int64_t p = begin; p < end; ++p)
       TFX_CALL_SIMD(load_panel, queries, book, bytes, p * lanes,
                     std::min(lanes, queries.n - p * lanes), panels[p - begin]);
-    for (int64_t k = first; k < last; k += kBlock)
+    const int64_t row = entries.width * (bytes ? 1 : sizeof(float));
+    const int64_t step =
+        std::max<int64_t>(1, kBlockBytes / row / kByteTile) * kByteTile;
+    for (int64_t k = first; k < last; k += step)
       for (int64_t p = 0; p < end - begin; ++p)
-        sweep_block(panels[p], k, std::min(last, k + kBlock), k == first, budget[p]);
-    for (int64_t p = begin; p < end; ++p) {
-      std::copy_n(panels[p - begin].best, lanes, best + (p - begin) * lanes);
-      std::copy_n(panels[p - begin].index, lanes, index + (p - begin) * lanes);
+        sweep_block(panels[p], k, std::min(last, k + step), k == first, budget[p]);
+    for (int64_t p = 0; p < end - begin; ++p) {
+      if (exact) TFX_CALL_SIMD(finish_panel, entries, panels[p]);
+      std::copy_n(panels[p].best, lanes, best + p * lanes);
+      std::copy_n(panels[p].index, lanes, index + p * lanes);
     }
   }
 
  private:
-  // In bytes while that pays, else in float32. The first tile always in float32: it
-  // scores every entry exactly, which suspects would do one by one.
+  // In bytes while that pays, else in float32. The first tile always in float32, for a
+  // first floor.
   void sweep_block(const Panel& panel, int64_t k, int64_t last, bool is_first,
                    int64_t& budget) const {
     if (bytes && is_first) {
@@ -258,13 +265,17 @@ void quantize_cpu(const Queries& queries, const PreparedBook& book, int64_t* ind
   const int64_t width = book.semantic_width + book.pixel_width;
   std::vector<double> offset(book.k);
   std::vector<float> start(byte_tiles(book.k) * kByteTile);  // tiles are read whole
-  bool offsets = false;
-  for (int64_t k = 0; k < book.k; ++k) {
-    offset[k] = entry_offset(book.squares[2 * k], book.squares[2 * k + 1],
-                             queries.pixel_weight);
-    start[k] = static_cast<float>(-offset[k]);
-    offsets |= offset[k] != 0.0;
-  }
+  std::atomic<bool> offsets{false};
+  parallel.run(book.k, 1 << 14, [&](int64_t begin, int64_t end) {
+    bool some = false;
+    for (int64_t k = begin; k < end; ++k) {
+      offset[k] = entry_offset(book.squares[2 * k], book.squares[2 * k + 1],
+                               queries.pixel_weight);
+      start[k] = static_cast<float>(-offset[k]);
+      some |= offset[k] != 0.0;
+    }
+    if (some) offsets = true;
+  });
   ByteBook bytes;
   const bool in_bytes =
       book.packed_bytes && TFX_CALL_SIMD(has_bytes) && book.k > kByteTile;
@@ -287,7 +298,7 @@ void quantize_cpu(const Queries& queries, const PreparedBook& book, int64_t* ind
       const int64_t at = (part * panels + first) * lanes;
       search.run(first, std::min(panels, first + split.group),
                  split.entry(part, book.k), split.entry(part + 1, book.k),
-                 best.data() + at, index.data() + at);
+                 split.parts > 1, best.data() + at, index.data() + at);
     }
   });
   for (int64_t n = 0; n < queries.n; ++n) {

@@ -12,26 +12,48 @@ constexpr int kLanes = 2 * simd::kFloats;  // queries of a panel
 
 // After a new best score of one lane. A lane that starts unbeatable stays so.
 inline void set_thresholds(const Panel& panel, int64_t lane) {
-  const double best = panel.best[lane];
-  panel.threshold[lane] = static_cast<float>(best - panel.error[lane]);
+  const double best = panel.best[lane], error = panel.error[lane];
+  const double spread = panel.spread[lane];
+  panel.threshold[lane] = static_cast<float>(best - spread - error);
+  panel.sure[lane] = static_cast<float>(best + spread + error);
   if (!panel.floor) return;
-  const double floor = best * panel.unit[lane] - panel.slack[lane];
+  const double floor = (best - spread) * panel.unit[lane] - panel.slack[lane];
   // A little lower, so that rounding to float32 cannot raise it.
   panel.floor[lane] =
       static_cast<float>(floor * (floor > 0.0 ? 1.0 - 0x1p-22 : 1.0 + 0x1p-22));
 }
 
-// The contract itself, for one entry and one lane.
-inline void decide_one(const Entries& entries, const Panel& panel, int64_t k,
-                       int64_t lane) {
-  const int64_t width = entries.width;
-  const double dot =
-      exact_dot(panel.query + lane, kLanes, entries.rows + k * width, width);
-  const double score = dot - entries.offset[k];
-  if (!(score > panel.best[lane])) return;
+inline void set_best(const Panel& panel, int64_t lane, int64_t k, double score,
+                     double spread) {
   panel.best[lane] = score;
+  panel.spread[lane] = spread;
   panel.index[lane] = k;
   set_thresholds(panel, lane);
+}
+
+// The contract itself, for one entry and one lane.
+inline double exact_score(const Entries& entries, const Panel& panel, int64_t k,
+                          int64_t lane) {
+  const int64_t width = entries.width;
+  const float* row = entries.rows + k * width;
+  return exact_dot(panel.row + lane * width, 1, row, width) - entries.offset[k];
+}
+
+inline void make_exact(const Entries& entries, const Panel& panel, int64_t lane) {
+  if (panel.spread[lane] == 0.0) return;
+  const int64_t k = panel.index[lane];
+  set_best(panel, lane, k, exact_score(entries, panel, k, lane), 0.0);
+}
+
+// Entry k may win a lane; `score` is its float32 score. Where that is certain to win it
+// does; where it is not, exact scores decide.
+inline void challenge(const Entries& entries, const Panel& panel, int64_t k,
+                      int64_t lane, float score) {
+  if (score > panel.sure[lane])
+    return set_best(panel, lane, k, score, panel.error[lane]);
+  make_exact(entries, panel, lane);
+  const double exact = exact_score(entries, panel, k, lane);
+  if (exact > panel.best[lane]) set_best(panel, lane, k, exact, 0.0);
 }
 
 }  // namespace

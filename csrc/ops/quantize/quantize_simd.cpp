@@ -3,22 +3,23 @@ quantize, CPU: panels of queries and the float32 sweep. Compiled once per instru
 set; meaning: quantize_sweep.h.
 
 Algorithm  A tile of kEntries book entries × one panel of queries (two vectors wide)
-           accumulates float32 scores in registers. Those that beat the threshold of
-           their lane are computed again in float64, in the contract's order: a few one
-           by one, many as a tile, still one query per lane. Only exact scores decide.
-Cost       About ln K entries per query are scored twice. Where every one is (a
-           collapsed book), float64 runs at half the float32 rate, so the worst case is
-           three times the plain sweep.
-Numerics   The products are exact in float64, so the exact tile has one result on
-           every instruction set. Entries are visited in order and only a larger score
+           accumulates float32 scores in registers. A score above the best by more than
+           both errors wins; one within them is compared by exact scores: float64, in
+           the contract's order, a few one by one, many as a tile, one query per lane.
+Cost       About ln K entries per query are looked at, few of them exactly. Where every
+           tile is exact (a collapsed book), float64 runs at half the float32 rate, so
+           the worst case is three times the plain sweep.
+Numerics   The products are exact in float64, so an exact score has one result on every
+           instruction set. Entries are visited in order and only a larger score
            replaces the best: the smallest index wins ties.
 Traffic    The panel (width × lanes floats) stays in L1, a block of entries in L2.
 */
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "common/numerics.h"
-#include "common/simd.h"
+#include "common/simd_maps.h"
 #include "ops/quantize/quantize_panel.h"
 #include "ops/quantize/quantize_sweep.h"
 
@@ -36,7 +37,6 @@ constexpr int kOneByOne = 8;  // scores in float64 that cost less than a whole t
 
 using simd::VecD;
 using simd::VecF;
-using simd::VecHalfF;
 using simd::VecI64;
 
 // The contract itself, for E entries and the whole panel.
@@ -51,6 +51,7 @@ void decide(const Entries& entries, const Panel& panel, int64_t k) {
       for (int e = 0; e < E; ++e)
         sums[e] += q * static_cast<double>(entries.rows[(k + e) * width + d]);
     }
+    for (int i = 0; i < simd::kDoubles; ++i) make_exact(entries, panel, lane + i);
     VecD best = simd::load(panel.best + lane);
     VecI64 index;
     std::memcpy(&index, panel.index + lane, sizeof index);
@@ -66,24 +67,35 @@ void decide(const Entries& entries, const Panel& panel, int64_t k) {
   }
 }
 
-// What may win of E entries, by their float32 scores: few one by one, in order, so that
-// the smallest index wins; many all at once.
+// What may win of E entries, by their float32 scores, in order, so that the smallest
+// index wins; all at once where float32 leaves much to tell apart.
 template <int E>
 [[gnu::noinline]] void decide_suspects(const Entries& entries, const Panel& panel,
                                        int64_t k, const VecF (&scores)[2][E]) {
-  uint32_t suspects[E][2];
-  int count = 0;
+  int unclear = 0;  // scores so close to the best that exact ones must decide
+  for (int v = 0; v < 2; ++v) {
+    VecF top = scores[v][0], error;
+    for (int e = 1; e < E; ++e) top = simd::max(top, scores[v][e]);
+    for (int i = 0; i < simd::kFloats; ++i)
+      error[i] = static_cast<float>(panel.error[v * simd::kFloats + i]);
+    const VecF reach = simd::max(top - (error + error),
+                                 simd::load(panel.threshold + v * simd::kFloats));
+    for (int e = 0; e < E; ++e)
+      unclear += __builtin_popcount(simd::lanes_not_le(scores[v][e], reach));
+    unclear -= __builtin_popcount(
+        simd::lanes_not_le(top, simd::load(panel.sure + v * simd::kFloats)));
+  }
+  if (unclear > kOneByOne) return decide<E>(entries, panel, k);
   for (int e = 0; e < E; ++e)
     for (int v = 0; v < 2; ++v) {
-      const VecF threshold = simd::load(panel.threshold + v * simd::kFloats);
-      suspects[e][v] = simd::lanes_not_le(scores[v][e], threshold);
-      count += __builtin_popcount(suspects[e][v]);
+      const int64_t first = v * simd::kFloats;
+      uint32_t lanes =
+          simd::lanes_not_le(scores[v][e], simd::load(panel.threshold + first));
+      for (; lanes; lanes &= lanes - 1) {
+        const int lane = __builtin_ctz(lanes);
+        challenge(entries, panel, k + e, first + lane, scores[v][e][lane]);
+      }
     }
-  if (count > kOneByOne) return decide<E>(entries, panel, k);
-  for (int e = 0; e < E; ++e)
-    for (int v = 0; v < 2; ++v)
-      for (uint32_t lanes = suspects[e][v]; lanes; lanes &= lanes - 1)
-        decide_one(entries, panel, k + e, v * simd::kFloats + __builtin_ctz(lanes));
 }
 
 // Scores of E entries; what may win is decided. A lane whose threshold is NaN can rule
@@ -119,10 +131,20 @@ inline void tile(const Entries& entries, const Panel& panel, int64_t k) {
   }
 }
 
-// [count, width] rows side by side in lanes [0, count), from row d of the panel on.
-void transpose(const float* rows, int64_t count, int64_t width, float* columns) {
-  for (int64_t lane = 0; lane < count; ++lane)
-    for (int64_t d = 0; d < width; ++d)
+// [kLanes, width] -> [width, kLanes]
+void transpose(const float* rows, int64_t width, float* columns) {
+  constexpr int kSide = simd::kFloats;
+  const int64_t whole = width / kSide * kSide;
+  for (int64_t lane = 0; lane < kLanes; lane += kSide)
+    for (int64_t d = 0; d < whole; d += kSide) {
+      VecF v[kSide];
+      for (int i = 0; i < kSide; ++i) v[i] = simd::load(rows + (lane + i) * width + d);
+      simd::transpose(v);
+      for (int i = 0; i < kSide; ++i)
+        simd::store(columns + (d + i) * kLanes + lane, v[i]);
+    }
+  for (int64_t d = whole; d < width; ++d)
+    for (int64_t lane = 0; lane < kLanes; ++lane)
       columns[d * kLanes + lane] = rows[lane * width + d];
 }
 
@@ -136,16 +158,11 @@ VecD sum_of_squares(const float* columns, int64_t width) {
   return sum;
 }
 
-VecD row_norms(VecD squares) {
-  for (int i = 0; i < simd::kDoubles; ++i) squares[i] = row_norm(squares[i]);
-  return squares;
-}
-
-void divide(float* columns, int64_t width, VecD norms) {
-  for (int64_t d = 0; d < width; ++d) {
-    const VecD quotient = simd::load_as_double(columns + d * kLanes) / norms;
-    const VecHalfF rounded = __builtin_convertvector(quotient, VecHalfF);
-    std::memcpy(columns + d * kLanes, &rounded, sizeof rounded);
+// What each lane is divided by.
+void write_norms(const float* columns, int64_t width, double* norms) {
+  for (int64_t lane = 0; lane < kLanes; lane += simd::kDoubles) {
+    const VecD squares = sum_of_squares(columns + lane, width);
+    for (int i = 0; i < simd::kDoubles; ++i) norms[lane + i] = row_norm(squares[i]);
   }
 }
 
@@ -156,45 +173,51 @@ int64_t panel_lanes() { return kLanes; }
 void load_panel(const Queries& queries, const PreparedBook& book, const ByteBook* bytes,
                 int64_t first, int64_t count, const Panel& panel) {
   const int64_t ds = book.semantic_width, dp = book.pixel_width, width = ds + dp;
-  if (count < kLanes) std::memset(panel.query, 0, width * kLanes * sizeof(float));
-  float* pixel = panel.query + ds * kLanes;
-  transpose(queries.semantic + first * ds, count, ds, panel.query);
-  transpose(queries.pixel + first * dp, count, dp, pixel);
+  for (int64_t lane = 0; lane < count; ++lane) {
+    float* row = panel.row + lane * width;
+    std::copy_n(queries.semantic + (first + lane) * ds, ds, row);
+    std::copy_n(queries.pixel + (first + lane) * dp, dp, row + ds);
+  }
+  std::fill(panel.row + count * width, panel.row + kLanes * width, 0.0f);
+  transpose(panel.row, width, panel.query);
+  double norms[2][kLanes];
+  write_norms(panel.query, ds, norms[0]);
+  write_norms(panel.query + ds * kLanes, dp, norms[1]);
+  for (int64_t lane = 0; lane < count; ++lane) {
+    float* row = panel.row + lane * width;
+    if (queries.normalize) {
+      for (int64_t d = 0; d < ds; ++d) row[d] = normalized(row[d], norms[0][lane]);
+      for (int64_t d = ds; d < width; ++d) row[d] = normalized(row[d], norms[1][lane]);
+    }
+    for (int64_t d = ds; d < width; ++d) row[d] *= queries.pixel_weight;
+  }
+  if (queries.normalize || dp) transpose(panel.row, width, panel.query);
 
   const double row_limit = std::sqrt(book.limits[0]);
   const double offset_limit =
       entry_offset(book.limits[1], book.limits[2], queries.pixel_weight);
+  const double inf = std::numeric_limits<double>::infinity();
   for (int64_t lane = 0; lane < kLanes; lane += simd::kDoubles) {
-    const VecD semantic_norms = row_norms(sum_of_squares(panel.query + lane, ds));
-    const VecD pixel_norms = row_norms(sum_of_squares(pixel + lane, dp));
-    if (queries.normalize) {
-      divide(panel.query + lane, ds, semantic_norms);
-      divide(pixel + lane, dp, pixel_norms);
-    }
-    for (int64_t d = 0; d < dp; ++d)
-      for (int i = 0; i < simd::kDoubles; ++i)
-        pixel[d * kLanes + lane + i] *= queries.pixel_weight;
     const VecD squares = sum_of_squares(panel.query + lane, width);
     for (int i = 0; i < simd::kDoubles; ++i) {
       const int64_t at = lane + i;
       const bool counts =
-          at < count && is_finite(squares[i] + (semantic_norms[i] + pixel_norms[i]));
-      if (!counts)
+          at < count && is_finite(squares[i] + (norms[0][at] + norms[1][at]));
+      if (!counts) {
+        std::fill_n(panel.row + at * width, width, 0.0f);
         for (int64_t d = 0; d < width; ++d) panel.query[d * kLanes + at] = 0.0f;
-      const double inf = std::numeric_limits<double>::infinity();
+      }
       panel.best[at] = counts ? -inf : inf;
+      panel.spread[at] = 0.0;
       panel.index[at] = -1;
       panel.error[at] =
           counts ? sweep_error(std::sqrt(squares[i]) * row_limit + offset_limit, width)
                  : 0.0;
       panel.threshold[at] = static_cast<float>(panel.best[at] - panel.error[at]);
+      panel.sure[at] = static_cast<float>(panel.best[at] + panel.error[at]);
     }
   }
-  if (!bytes) return;
-  for (int64_t lane = 0; lane < kLanes; ++lane)
-    for (int64_t d = 0; d < width; ++d)
-      panel.row[lane * width + d] = panel.query[d * kLanes + lane];
-  load_panel_bytes(book, *bytes, offset_limit, panel);
+  if (bytes) load_panel_bytes(book, *bytes, offset_limit, panel);
 }
 
 void sweep_panel(const Entries& entries, const Panel& panel, int64_t first,
@@ -202,6 +225,10 @@ void sweep_panel(const Entries& entries, const Panel& panel, int64_t first,
   int64_t k = first;
   for (; k + kEntries <= last; k += kEntries) tile<kEntries>(entries, panel, k);
   for (; k < last; ++k) tile<1>(entries, panel, k);
+}
+
+void finish_panel(const Entries& entries, const Panel& panel) {
+  for (int64_t lane = 0; lane < kLanes; ++lane) make_exact(entries, panel, lane);
 }
 
 }  // namespace tokenflow::TFX_ISA

@@ -43,16 +43,18 @@ struct ByteBook {
 // A panel is panel_lanes() queries side by side, one per vector lane. All arrays of one
 // panel stand in one run of floats, panel_floats() long.
 struct Panel {
-  float* query;      // [width, lanes]: normalised, pixel half weighted
-  float* row;        // [lanes, width]: the same, for single scores
-  int32_t* words;    // [quads, lanes]: as bytes, shifted to be unsigned
+  float* row;        // [lanes, width]: normalised, pixel half weighted
+  float* query;      // [width, lanes]: the same, side by side
   double* error;     // [lanes]: sweep_error of each query
-  double* best;      // [lanes]: best exact score so far
+  double* best;      // [lanes]: best score so far, within ± spread of the exact one
+  double* spread;    // [lanes]: 0 where it is exact
   int64_t* index;    // [lanes]: its entry, −1 before the first
-  float* threshold;  // [lanes]: best − error; a float32 score below cannot win
+  float* threshold;  // [lanes]: best − spread − error; a float32 score below cannot win
+  float* sure;       // [lanes]: best + spread + error; one above is certain to win
+  int32_t* words;    // [quads, lanes]: as bytes, shifted to be unsigned
   float* unit;       // [lanes]: a score of 1 in units of the byte score
   double* slack;     // [lanes]: bound on the error of the byte score, in those units
-  float* floor;      // [lanes]: best in those units − slack; none below can win
+  float* floor;  // [lanes]: best − spread in those units − slack; none below can win
 };
 
 TFX_DECLARE_SIMD(int64_t panel_lanes())
@@ -64,7 +66,7 @@ TFX_DECLARE_SIMD(void load_panel(const Queries& queries, const PreparedBook& boo
                                  const ByteBook* bytes, int64_t first, int64_t count,
                                  const Panel& panel))
 
-// Scores entries [first, last) in float32, what may win exactly.
+// Scores entries [first, last) in float32; what that cannot tell apart, exactly.
 TFX_DECLARE_SIMD(void sweep_panel(const Entries& entries, const Panel& panel,
                                   int64_t first, int64_t last))
 
@@ -74,6 +76,9 @@ TFX_DECLARE_SIMD(int64_t sweep_panel_bytes(const Entries& entries,
                                            const ByteBook& bytes, const Panel& panel,
                                            int64_t first, int64_t last,
                                            int64_t& budget))
+
+// Makes the best scores exact.
+TFX_DECLARE_SIMD(void finish_panel(const Entries& entries, const Panel& panel))
 
 // Writes words and biases of tiles [first, last); returns the norms of those entries.
 TFX_DECLARE_SIMD(ByteNorms pack_tiles(const float* rows, int64_t k,
