@@ -57,9 +57,15 @@ inline VecI32 load(const int32_t* p) {
 inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
 
 inline VecD load_as_double(const float* p) {
+#if defined(__AVX512F__)
+  return (VecD)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (VecD)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
   VecHalfF half;
   std::memcpy(&half, p, sizeof half);
   return __builtin_convertvector(half, VecD);
+#endif
 }
 
 // The lower (0) or upper (1) half of the lanes.

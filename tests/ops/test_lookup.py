@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tokenflow_ext as tfx
-from tokenflow_ext import reference
+from tokenflow_ext import _info, reference
 from tokenflow_ext.ops import lookup as room
 from tokenflow_ext.testing import BOOK_FAMILIES, make_books, make_indices
 
@@ -19,13 +19,42 @@ def gradients(function, indices, books, grad, **options):
 @pytest.mark.parametrize("shape", [(0,), (), (1,), (65,), (3, 5, 7), (2, 0, 3)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_lookup_is_the_reference_bit_for_bit(shape, dtype, normalize, device):
+def test_lookup_is_the_reference_bit_for_bit(shape, dtype, normalize, device, isa):
     books = [book.to(dtype) for book in make_books(37, 32, 8, 0, device=device)]
     indices = make_indices(shape, 37, 1, device)
     found = tfx.lookup(indices, *books, normalize=normalize)
     assert found.dtype == torch.float32
     assert found.shape == (*shape, 40)
     assert torch.equal(found, reference.lookup(indices, *books, normalize=normalize))
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 100])  # around the 32-row tile
+@pytest.mark.parametrize("widths", [(32, 8), (1, 1), (7, 16), (17, 5), (64, 3)])
+def test_any_width_and_count(n, widths, device, isa):
+    books = make_books(50, *widths, 28, device=device)
+    indices = make_indices((n,), 50, 29, device)
+    for normalize in (True, False):
+        found = tfx.lookup(indices, *books, normalize=normalize)
+        expected = reference.lookup(indices, *books, normalize=normalize)
+        assert torch.equal(found, expected)
+
+
+def test_quotients_round_as_a_division_does(device, isa):
+    # Every exponent, subnormals and both zeros; one row in eight is not finite.
+    draw = torch.Generator().manual_seed(30)
+    exponent = torch.randint(-160, 128, (4096, 40), generator=draw)
+    exponent[::2] = exponent[::2] % 8
+    book = torch.ldexp(torch.randn(4096, 40, generator=draw), exponent).float()
+    book[:, ::7] = -0.0
+    book[::8, 3] = torch.inf
+    book[4::8, 35] = torch.nan
+    semantic, pixel = (half.to(device) for half in book.split([32, 8], dim=1))
+    indices = torch.arange(4096, device=device)
+    found = tfx.lookup(indices, semantic, pixel)
+    expected = reference.lookup(indices, semantic, pixel)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    number = ~expected.isnan()
+    assert torch.equal(found.signbit()[number], expected.signbit()[number])
 
 
 @pytest.mark.parametrize("family", BOOK_FAMILIES)
@@ -121,9 +150,23 @@ def test_gradient_is_that_of_the_reference(family, normalize, device):
         assert (error <= 1e-7 * b.abs() + 1e-13 * b.abs().max()).all()
 
 
-def test_gradient_does_not_depend_on_threads(threads):
-    books = make_books(1000, 32, 8, 13)
-    indices = make_indices((3000,), 1000, 14)
+@pytest.mark.parametrize("widths", [(32, 8), (17, 5)])
+def test_gradient_does_not_depend_on_the_instruction_set(widths, isa):
+    books = make_books(300, *widths, 31)
+    indices = make_indices((700,), 300, 32)
+    draw = torch.Generator().manual_seed(33)
+    grad = torch.randn(700, sum(widths), generator=draw)
+    found = gradients(tfx.lookup, indices, books, grad)
+    kernels = _info.kernels
+    if kernels:
+        kernels.force_isa("portable")
+    for a, b in zip(found, gradients(tfx.lookup, indices, books, grad), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradient_does_not_depend_on_threads(threads, isa):
+    books = make_books(3000, 32, 8, 13)
+    indices = make_indices((3000,), 3000, 14)
     grad = torch.randn(3000, 40, generator=torch.Generator().manual_seed(15))
     threads(1)
     alone = gradients(tfx.lookup, indices, books, grad)

@@ -41,8 +41,10 @@ def test_pyramid_lookup_gives_back_what_pyramid_quantize_summed(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("batch", [0, 1, 3])
-def test_pyramid_lookup_is_the_reference_bit_for_bit(dtype, batch, device, threads):
+@pytest.mark.parametrize("batch", [0, 1, 3, 9])  # around four pictures at a time
+def test_pyramid_lookup_is_the_reference_bit_for_bit(
+    dtype, batch, device, threads, isa
+):
     books = [book.to(dtype) for book in make_books(50, 9, 4, 2, device=device)]
     indices = make_indices((batch, 1 + 6 + 25), 50, 3, device)  # some are outside
     expected = reference.pyramid_lookup(indices, *books, [1, (2, 3), 5])
@@ -53,7 +55,22 @@ def test_pyramid_lookup_is_the_reference_bit_for_bit(dtype, batch, device, threa
         assert torch.equal(found, expected)
 
 
-def test_every_size_of_cell_and_grid(device):
+@pytest.mark.parametrize("widths", [(1, 1), (5, 3), (32, 8), (40, 9), (64, 33)])
+def test_any_width(widths, device, isa):
+    # Around whole vectors, and around the vectors that are summed at once.
+    books = make_books(60, *widths, 24, device=device)
+    indices = make_indices((2, 1 + 9 + 17 * 18), 60, 25, device)
+    scales = [1, 3, (17, 18)]
+    found = tfx.pyramid_lookup(indices, *books, scales)
+    assert torch.equal(found, reference.pyramid_lookup(indices, *books, scales))
+    features = make_features(2, sum(widths), 17, 18, 26, device=device)
+    tokens, quantized = tfx.pyramid_quantize(features, *books, scales)
+    expected = reference.pyramid_quantize(features, *books, scales)
+    assert torch.equal(tokens, expected[0])
+    assert torch.equal(quantized, expected[1])
+
+
+def test_every_size_of_cell_and_grid(device, isa):
     # All small pairs of sides: the integer floor, the clamps and the weights.
     books = make_books(40, 2, 1, 4, device=device)
     for cells in (1, 2, 3, 5, 8, 13):

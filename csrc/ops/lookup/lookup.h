@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/isa.h"
 #include "common/numerics.h"
 #include "common/parallel.h"
 
@@ -32,6 +33,27 @@ void lookup_backward_cpu(const float* grad, const int64_t* indices, int64_t n,
 void lookup_backward_cuda(const float* grad, const int64_t* indices, int64_t n,
                           const Books& books, float* semantic_grad, float* pixel_grad,
                           double* sums, uint8_t* used, int device, void* stream);
+
+// --- the CPU's loops, once per instruction set (lookup_simd.cpp) ---
+
+// The gradient of all entries. The rows that name an entry are a list: its head, then
+// next[row] after row until −1.
+struct Gradient {
+  const float* grad;
+  Books books;
+  const int64_t* next;  // [n]
+  float *semantic_grad, *pixel_grad;
+};
+
+// lookup of a few rows by one thread. zeros: as many as the wider half.
+TFX_DECLARE_SIMD(void lookup_rows(const int64_t* indices, int64_t n, const Books& books,
+                                  const float* zeros, float* rows))
+// Entries [first, last), with the heads of theirs; scratch: both widths, each rounded
+// up to eight, aligned for any vector.
+TFX_DECLARE_SIMD(void lookup_grads(const Gradient& op, const int64_t* heads,
+                                   int64_t first, int64_t last, double* scratch))
+
+// --- element bodies ---
 
 // One half of one entry.
 struct HalfRow {

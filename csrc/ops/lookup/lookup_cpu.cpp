@@ -1,38 +1,39 @@
 /*
-lookup and its gradient, CPU. Meaning: the reference in tokenflow_ext/ops/lookup.py.
+lookup and its gradient, CPU: everything around the loops of lookup_simd.cpp.
 
-Work       lookup: threads take rows. Gradient: a counting sort lists the rows of each
-           entry, in order; threads take entries, add the rows in float64 and pass the
-           sum through the scaling once. So the order of additions, and the result, do
-           not depend on the number of threads.
-Memory     O(n + k) for the lists, one row of float64 per thread.
+Work       lookup: threads take rows. Gradient: threads take entries. Each lists the
+rows of its own entries, in order, and adds what the lists name. So the order of
+           additions, and the result, do not depend on the number of threads.
+Memory     lookup: a row of zeros. Gradient: n + k list items, and n per thread.
 */
 #include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "common/scratch.h"
 #include "ops/lookup/lookup.h"
 
 namespace tokenflow {
 namespace {
 
-// The rows that name each entry: rows[first[k]] up to rows[first[k + 1]].
-struct Lists {
-  std::vector<int64_t> first, rows;
+constexpr int64_t kGrain = 1024;  // rows or entries that are worth waking a thread for
 
-  Lists(const int64_t* indices, int64_t n, int64_t k) : first(k + 1, 0), rows(n) {
-    for (int64_t i = 0; i < n; ++i)
-      if (is_inside(indices[i], k)) ++first[indices[i] + 1];
-    for (int64_t entry = 0; entry < k; ++entry) first[entry + 1] += first[entry];
-    std::vector<int64_t> next(first.begin(), first.end() - 1);
-    for (int64_t i = 0; i < n; ++i)
-      if (is_inside(indices[i], k)) rows[next[indices[i]]++] = i;
+// Lists the rows that name the entries [first, last). Only `next` of those is written.
+std::vector<int64_t> list_rows(const int64_t* indices, int64_t n, int64_t first,
+                               int64_t last, int64_t* next) {
+  const std::unique_ptr<int64_t[]> own(new int64_t[n + 1]);
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {  // no branch: nobody could predict it
+    own[count] = i;
+    count += (indices[i] >= first) & (indices[i] < last);
   }
-};
-
-void write_grad(HalfRow half, const double* sum, bool normalize, float* out) {
-  const Scaling scaling = scaling_of(half, sum, normalize);
-  for (int64_t d = 0; d < half.width; ++d)
-    out[d] = scaled_grad(scaling, half.x[d], sum[d]);
+  std::vector<int64_t> heads(last - first, -1);
+  while (count-- > 0) {  // from the back, so that a list begins with its first row
+    const int64_t i = own[count];
+    next[i] = heads[indices[i] - first];
+    heads[indices[i] - first] = i;
+  }
+  return heads;
 }
 
 }  // namespace
@@ -40,44 +41,23 @@ void write_grad(HalfRow half, const double* sum, bool normalize, float* out) {
 void lookup_cpu(const int64_t* indices, int64_t n, const Books& books, float* rows,
                 const Parallel& parallel) {
   const int64_t width = books.semantic_width + books.pixel_width;
-  parallel.run(n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* row = rows + i * width;
-      if (is_inside(indices[i], books.k)) {
-        const HalfRow semantic = half_row(books, indices[i], false);
-        const HalfRow pixel = half_row(books, indices[i], true);
-        write_half(semantic.x, semantic.width, books.normalize, row);
-        write_half(pixel.x, pixel.width, books.normalize, row + semantic.width);
-      } else {
-        std::fill(row, row + width, 0.0f);
-      }
-    }
+  const std::vector<float> zeros(width, 0.0f);
+  parallel.run(n, kGrain, [&](int64_t begin, int64_t end) {
+    TFX_CALL_SIMD(lookup_rows, indices + begin, end - begin, books, zeros.data(),
+                  rows + begin * width);
   });
 }
 
 void lookup_backward_cpu(const float* grad, const int64_t* indices, int64_t n,
                          const Books& books, float* semantic_grad, float* pixel_grad,
                          const Parallel& parallel) {
-  const int64_t ds = books.semantic_width, dp = books.pixel_width, width = ds + dp;
-  const Lists lists(indices, n, books.k);
-  parallel.run(books.k, 256, [&](int64_t begin, int64_t end) {
-    std::vector<double> sum(width);
-    for (int64_t entry = begin; entry < end; ++entry) {
-      float* semantic = semantic_grad + entry * ds;
-      float* pixel = pixel_grad + entry * dp;
-      if (lists.first[entry] == lists.first[entry + 1]) {
-        std::fill(semantic, semantic + ds, 0.0f);
-        std::fill(pixel, pixel + dp, 0.0f);
-        continue;
-      }
-      std::fill(sum.begin(), sum.end(), 0.0);
-      for (int64_t i = lists.first[entry]; i < lists.first[entry + 1]; ++i) {
-        const float* g = grad + lists.rows[i] * width;
-        for (int64_t d = 0; d < width; ++d) sum[d] += static_cast<double>(g[d]);
-      }
-      write_grad(half_row(books, entry, false), sum.data(), books.normalize, semantic);
-      write_grad(half_row(books, entry, true), sum.data() + ds, books.normalize, pixel);
-    }
+  const std::unique_ptr<int64_t[]> next(new int64_t[n + 1]);
+  const Gradient op{grad, books, next.get(), semantic_grad, pixel_grad};
+  parallel.run(books.k, kGrain, [&](int64_t begin, int64_t end) {
+    const std::vector<int64_t> heads = list_rows(indices, n, begin, end, next.get());
+    const Scratch scratch(2 * (books.semantic_width + books.pixel_width + 16));
+    TFX_CALL_SIMD(lookup_grads, op, heads.data(), begin, end,
+                  reinterpret_cast<double*>(scratch.get()));
   });
 }
 

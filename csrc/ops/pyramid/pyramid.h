@@ -78,6 +78,42 @@ void pyramid_lookup_cuda(const int64_t* indices, const Books& books,
                          const Pyramid& pyramid, float* quantized, void* workspace,
                          int device, void* stream);
 
+// --- the CPU's loops, once per instruction set (pyramid_simd.cpp) ---
+
+// Floats or doubles of a channel-last row on the CPU: whole vectors, the last ones 0.
+inline int64_t row_stride(int64_t channels) { return (channels + 7) / 8 * 8; }
+// Floats that may be read behind the last row of a channel-last map.
+inline int64_t row_slack(int64_t channels) { return 16 * row_stride(channels) + 16; }
+
+// One scale of a few pictures, from entries to the full grid.
+struct Enlargement {
+  Scale scale;
+  const int64_t* row_sources;     // [height, 4]: the four rows of `cells`, clamped
+  const int64_t* column_sources;  // [width, 4]
+  const double* entries;          // [pictures, entry_step]: [cells, row_stride] each
+  int64_t pictures, entry_step;
+};
+
+// [channels, cells] -> [cells, row_stride], the cells [first, last).
+TFX_DECLARE_SIMD(void channels_to_rows(const float* map, int64_t channels,
+                                       int64_t cells, int64_t first, int64_t last,
+                                       float* rows))
+// [count, row_stride] -> [channels, cells], `count` cells from where `map` points.
+TFX_DECLARE_SIMD(void rows_to_channels(const float* rows, int64_t channels,
+                                       int64_t cells, int64_t count, float* map))
+// A row of pooled cells of one picture; `semantic` and `pixel` are the picture's.
+TFX_DECLARE_SIMD(void pool_row(const float* map, const Scale& scale, int64_t row,
+                               int64_t semantic_width, float* semantic, float* pixel))
+// The rows named by indices as float64; below 0: zeros.
+TFX_DECLARE_SIMD(void widen_entries(const float* rows, const int64_t* indices,
+                                    int64_t n, int64_t channels, double* entries))
+TFX_DECLARE_SIMD(void widen_rows(const float* rows, int64_t n, int64_t channels,
+                                 double* entries))
+// A row of the full grid of every picture: total += enlarged and, unless null,
+// residual −= enlarged. Both are [pictures, step]: [width, row_stride] each.
+TFX_DECLARE_SIMD(void enlarge_row(const Enlargement& op, int64_t row, float* total,
+                                  float* residual, int64_t step))
+
 // --- element bodies ---
 
 // Mean over the share of `cell` in one picture: `map` is [height · width, channels].

@@ -1,45 +1,94 @@
 /*
-pyramid_quantize and pyramid_lookup, CPU. Meaning: the references in
-tokenflow_ext/ops/pyramid.py.
+pyramid_quantize and pyramid_lookup, CPU: everything around the loops of
+pyramid_simd.cpp. Meaning: the references in tokenflow_ext/ops/pyramid.py.
 
 Work       quantize: per scale, pool the residual of the whole batch, search all its
-           cells in one call of quantize_cpu, read the rows, enlarge them into sum and
-           residual. lookup: read the rows of all tokens, then each thread finishes the
-           cells it takes, scale after scale. Nearly all the time is the search; small
-           steps stay on one thread, where waiting for others would cost more.
+           cells in one call of quantize_cpu, enlarge the rows found into sum and
+           residual. Nearly all the time is the search. lookup: a few pictures at a time
+           are read whole and then finished row of the grid after row, all scales; with
+           at least as many pictures as threads each thread takes pictures, else rows.
+           Steps too small to be shared stay on one thread.
 Memory     quantize: two maps (sum and residual), and for the largest scale the pooled
-           cells, the rows found and their indices. lookup: the rows of all tokens.
+           cells, the rows found as float64 and their indices. lookup: the rows of
+           kPictures pictures as float64 per thread, or in all.
 */
 #include <algorithm>
 #include <vector>
 
+#include "common/scratch.h"
 #include "ops/pyramid/pyramid.h"
 
 namespace tokenflow {
 namespace {
 
-// Cells a thread should have at least, by what is done to each.
-constexpr int64_t kCopyGrain = 2048;
-constexpr int64_t kEnlargeGrain = 128;
+constexpr int64_t kPictures = 4;        // that share the weights of a cell
+constexpr int64_t kReadGrain = 512;     // rows of entries for a thread
+constexpr int64_t kPoolGrain = 512;     // cells of the full grid
+constexpr int64_t kEnlargeGrain = 128;  // cells of the full grid, of one scale
+constexpr int64_t kTransposeGrain = 2048;
 
-// [batch, channels, cells] <-> [batch, cells, channels]
-void to_channel_last(const float* in, int64_t batch, int64_t channels, int64_t cells,
-                     float* out, const Parallel& parallel) {
-  parallel.run(batch * cells, kCopyGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float* from = in + i / cells * channels * cells + i % cells;
-      for (int64_t c = 0; c < channels; ++c) out[i * channels + c] = from[c * cells];
+// The four source cells of every row and column of the grid, for all scales.
+struct Sources {
+  std::vector<int64_t> rows, columns;  // [count, height, 4], [count, width, 4]
+
+  explicit Sources(const Pyramid& pyramid) {
+    for (int64_t i = 0; i < pyramid.count; ++i) {
+      const Scale scale = scale_of(pyramid, i);
+      append(rows, scale.cells.height, scale.grid.height);
+      append(columns, scale.cells.width, scale.grid.width);
+    }
+  }
+
+ private:
+  static void append(std::vector<int64_t>& to, int64_t in, int64_t out) {
+    for (int64_t o = 0; o < out; ++o) {
+      const int64_t first = bicubic_first(o, in, out);
+      for (int64_t tap = 0; tap < 4; ++tap) to.push_back(clamp_index(first + tap, in));
+    }
+  }
+};
+
+Enlargement enlargement_of(const Pyramid& pyramid, const Sources& sources, int64_t i,
+                           const double* entries, int64_t pictures,
+                           int64_t entry_step) {
+  return {scale_of(pyramid, i),
+          sources.rows.data() + i * pyramid.grid.height * 4,
+          sources.columns.data() + i * pyramid.grid.width * 4,
+          entries,
+          pictures,
+          entry_step};
+}
+
+double* doubles(const Scratch& scratch) {
+  return reinterpret_cast<double*>(scratch.get());
+}
+
+// [batch, channels, cells] -> [batch, cells, row_stride]
+void to_rows(const float* maps, const Pyramid& pyramid, float* rows,
+             const Parallel& parallel) {
+  const int64_t channels = pyramid.channels, cells = cells_of(pyramid.grid);
+  const int64_t stride = row_stride(channels);
+  parallel.run(pyramid.batch * cells, kTransposeGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end;) {
+      const int64_t b = first / cells, last = std::min(end, (b + 1) * cells);
+      TFX_CALL_SIMD(channels_to_rows, maps + b * channels * cells, channels, cells,
+                    first - b * cells, last - b * cells, rows + b * cells * stride);
+      first = last;
     }
   });
 }
 
-void to_channel_first(const float* in, int64_t batch, int64_t channels, int64_t cells,
-                      float* out, const Parallel& parallel) {
-  parallel.run(batch * channels, kCopyGrain / 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float* from = in + i / channels * channels * cells + i % channels;
-      for (int64_t cell = 0; cell < cells; ++cell)
-        out[i * cells + cell] = from[cell * channels];
+// [batch, cells, row_stride] -> [batch, channels, cells]
+void to_maps(const float* rows, const Pyramid& pyramid, float* maps,
+             const Parallel& parallel) {
+  const int64_t channels = pyramid.channels, cells = cells_of(pyramid.grid);
+  const int64_t stride = row_stride(channels);
+  parallel.run(pyramid.batch * cells, kTransposeGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end;) {
+      const int64_t b = first / cells, last = std::min(end, (b + 1) * cells);
+      TFX_CALL_SIMD(rows_to_channels, rows + first * stride, channels, cells,
+                    last - first, maps + b * channels * cells + first - b * cells);
+      first = last;
     }
   });
 }
@@ -47,40 +96,53 @@ void to_channel_first(const float* in, int64_t batch, int64_t channels, int64_t 
 // Both halves of every pooled cell, as quantize wants them.
 void pool(const float* residual, const Scale& scale, int64_t semantic_width,
           float* semantic, float* pixel, const Parallel& parallel) {
-  const int64_t cells = cells_of(scale.cells), channels = scale.channels;
-  const int64_t pixel_width = channels - semantic_width;
+  const int64_t cells = cells_of(scale.cells), rows = scale.cells.height;
+  const int64_t pixel_width = scale.channels - semantic_width;
+  const int64_t map = cells_of(scale.grid) * row_stride(scale.channels);
   // Every cell of the grid is read about once, whatever the scale.
-  const int64_t grain = std::max<int64_t>(1, kCopyGrain * cells / cells_of(scale.grid));
-  parallel.run(scale.batch * cells, grain, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kPoolGrain * rows / cells_of(scale.grid));
+  parallel.run(scale.batch * rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const float* map = residual + i / cells * cells_of(scale.grid) * channels;
-      for (int64_t c = 0; c < semantic_width; ++c)
-        semantic[i * semantic_width + c] = pool_element(map, scale, i % cells, c);
-      for (int64_t c = 0; c < pixel_width; ++c)
-        pixel[i * pixel_width + c] =
-            pool_element(map, scale, i % cells, semantic_width + c);
+      const int64_t b = i / rows;
+      TFX_CALL_SIMD(pool_row, residual + b * map, scale, i % rows, semantic_width,
+                    semantic + b * cells * semantic_width,
+                    pixel + b * cells * pixel_width);
     }
   });
 }
 
-void read_entries(const float* rows, const int64_t* indices, int64_t n,
-                  int64_t channels, float* entries, const Parallel& parallel) {
-  parallel.run(n, kCopyGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t c = 0; c < channels; ++c)
-        entries[i * channels + c] = entry_element(rows, indices[i], channels, c);
+// Looks up all tokens of some pictures, widened: [n, row_stride].
+void read_rows(const int64_t* indices, int64_t n, const Books& books,
+               const float* zeros, double* entries, const Parallel& parallel) {
+  constexpr int64_t kTile = 64;  // rows that stay in L1 between the two steps
+  const int64_t channels = books.semantic_width + books.pixel_width;
+  parallel.run(n, kReadGrain, [&](int64_t begin, int64_t end) {
+    const Scratch rows(kTile * channels);
+    for (int64_t i = begin; i < end; i += kTile) {
+      const int64_t count = std::min(kTile, end - i);
+      TFX_CALL_SIMD(lookup_rows, indices + i, count, books, zeros, rows.get());
+      TFX_CALL_SIMD(widen_rows, rows.get(), count, channels,
+                    entries + i * row_stride(channels));
+    }
   });
 }
 
-// One cell of the full grid: total += enlarged and, unless null, residual −= enlarged.
-void add_enlarged(const float* entries, const Scale& scale, int64_t cell, float* total,
-                  float* residual) {
-  const Taps taps = taps_of(scale, cell);
-  for (int64_t c = 0; c < scale.channels; ++c) {
-    const float value = enlarge_element(entries, taps, c);
-    total[c] += value;
-    if (residual) residual[c] -= value;
+// A row of the grid of a few pictures, from entries to the finished maps.
+void finish_row(const Pyramid& pyramid, const Sources& sources, const double* entries,
+                int64_t pictures, int64_t row, float* total, float* maps) {
+  const int64_t channels = pyramid.channels, stride = row_stride(channels);
+  const int64_t cells = cells_of(pyramid.grid), width = pyramid.grid.width;
+  const int64_t entry_step = tokens_of(pyramid) * stride;
+  std::fill(total, total + pictures * width * stride, 0.0f);
+  for (int64_t i = 0; i < pyramid.count; ++i) {
+    const Enlargement op =
+        enlargement_of(pyramid, sources, i, entries, pictures, entry_step);
+    TFX_CALL_SIMD(enlarge_row, op, row, total, nullptr, width * stride);
+    entries += cells_of(op.scale.cells) * stride;
   }
+  for (int64_t p = 0; p < pictures; ++p)
+    TFX_CALL_SIMD(rows_to_channels, total + p * width * stride, channels, cells, width,
+                  maps + p * channels * cells + row * width);
 }
 
 }  // namespace
@@ -90,60 +152,79 @@ void pyramid_quantize_cpu(const float* features, const PreparedBook& book,
                           int64_t* indices, float* quantized,
                           const Parallel& parallel) {
   const int64_t channels = pyramid.channels, cells = cells_of(pyramid.grid);
-  const int64_t tokens = tokens_of(pyramid);
-  std::vector<float> residual(pyramid.batch * cells * channels);
-  std::vector<float> total(residual.size(), 0.0f);
-  to_channel_last(features, pyramid.batch, channels, cells, residual.data(), parallel);
+  const int64_t tokens = tokens_of(pyramid), height = pyramid.grid.height;
+  const int64_t stride = row_stride(channels), row = pyramid.grid.width * stride;
+  int64_t most = 0;
+  for (int64_t i = 0; i < pyramid.count; ++i)
+    most = std::max(most, pyramid.batch * cells_of(scale_of(pyramid, i).cells));
+  const Sources sources(pyramid);
+  const Scratch residual(pyramid.batch * cells * stride);
+  const Scratch total(pyramid.batch * cells * stride + row_slack(channels));
+  const Scratch semantic(most * book.semantic_width), pixel(most * book.pixel_width);
+  const Scratch entries(2 * most * stride);
+  std::vector<int64_t> found(most);
+  std::fill_n(total.get(), pyramid.batch * cells * stride, 0.0f);
+  to_rows(features, pyramid, residual.get(), parallel);
 
-  std::vector<float> semantic, pixel, entries;
-  std::vector<int64_t> found;
   int64_t before = 0;  // tokens of the coarser scales
   for (int64_t i = 0; i < pyramid.count; ++i) {
     const Scale scale = scale_of(pyramid, i);
     const int64_t each = cells_of(scale.cells), n = pyramid.batch * each;
-    semantic.resize(n * book.semantic_width);
-    pixel.resize(n * book.pixel_width);
-    entries.resize(n * channels);
-    found.resize(n);
-    pool(residual.data(), scale, book.semantic_width, semantic.data(), pixel.data(),
+    pool(residual.get(), scale, book.semantic_width, semantic.get(), pixel.get(),
          parallel);
-    quantize_cpu({semantic.data(), pixel.data(), n, pixel_weight, normalize}, book,
+    quantize_cpu({semantic.get(), pixel.get(), n, pixel_weight, normalize}, book,
                  found.data(), parallel);
     for (int64_t b = 0; b < pyramid.batch; ++b)
       std::copy_n(found.data() + b * each, each, indices + b * tokens + before);
-    read_entries(book.rows, found.data(), n, channels, entries.data(), parallel);
-    parallel.run(pyramid.batch * cells, kEnlargeGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        add_enlarged(entries.data() + i / cells * each * channels, scale, i % cells,
-                     total.data() + i * channels, residual.data() + i * channels);
+    TFX_CALL_SIMD(widen_entries, book.rows, found.data(), n, channels,
+                  doubles(entries));
+    const int64_t grain = std::max<int64_t>(1, kEnlargeGrain / pyramid.grid.width);
+    parallel.run(pyramid.batch * height, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const Enlargement op = enlargement_of(
+            pyramid, sources, i, doubles(entries) + r / height * each * stride, 1, 0);
+        TFX_CALL_SIMD(enlarge_row, op, r % height, total.get() + r * row,
+                      residual.get() + r * row, 0);
+      }
     });
     before += each;
   }
-  to_channel_first(total.data(), pyramid.batch, channels, cells, quantized, parallel);
+  to_maps(total.get(), pyramid, quantized, parallel);
 }
 
 void pyramid_lookup_cpu(const int64_t* indices, const Books& books,
                         const Pyramid& pyramid, float* quantized,
                         const Parallel& parallel) {
   const int64_t channels = pyramid.channels, cells = cells_of(pyramid.grid);
-  const int64_t tokens = tokens_of(pyramid);
-  std::vector<float> entries(pyramid.batch * tokens * channels);
-  lookup_cpu(indices, pyramid.batch * tokens, books, entries.data(), parallel);
-  const int64_t grain = std::max<int64_t>(1, kEnlargeGrain / pyramid.count);
-  parallel.run(pyramid.batch * cells, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> total(channels);
-    for (int64_t i = begin; i < end; ++i) {
-      std::fill(total.begin(), total.end(), 0.0f);
-      const float* from = entries.data() + i / cells * tokens * channels;
-      for (int64_t s = 0; s < pyramid.count; ++s) {
-        const Scale scale = scale_of(pyramid, s);
-        add_enlarged(from, scale, i % cells, total.data(), nullptr);
-        from += cells_of(scale.cells) * channels;
-      }
-      float* out = quantized + i / cells * channels * cells + i % cells;
-      for (int64_t c = 0; c < channels; ++c) out[c * cells] = total[c];
+  const int64_t tokens = tokens_of(pyramid), stride = row_stride(channels);
+  const int64_t height = pyramid.grid.height;
+  const Sources sources(pyramid);
+  const std::vector<float> zeros(channels, 0.0f);
+  const int64_t grain =
+      std::max<int64_t>(1, kEnlargeGrain / (pyramid.grid.width * pyramid.count));
+  const auto finish = [&](int64_t begin, int64_t end, const Parallel& inner) {
+    const Scratch entries(2 * std::min(kPictures, end - begin) * tokens * stride);
+    for (int64_t b = begin; b < end; b += kPictures) {
+      const int64_t pictures = std::min(kPictures, end - b);
+      read_rows(indices + b * tokens, pictures * tokens, books, zeros.data(),
+                doubles(entries), inner);
+      inner.run(height, grain, [&](int64_t first, int64_t last) {
+        const Scratch total(pictures * pyramid.grid.width * stride +
+                            row_slack(channels));
+        for (int64_t row = first; row < last; ++row)
+          finish_row(pyramid, sources, doubles(entries), pictures, row, total.get(),
+                     quantized + b * channels * cells);
+      });
     }
-  });
+  };
+  if (pyramid.batch < parallel.threads) return finish(0, pyramid.batch, parallel);
+  const Parallel alone{
+      [](int64_t n, int64_t, const std::function<void(int64_t, int64_t)>& body) {
+        if (n > 0) body(0, n);
+      },
+      1};
+  parallel.run(pyramid.batch, 1,
+               [&](int64_t begin, int64_t end) { finish(begin, end, alone); });
 }
 
 }  // namespace tokenflow

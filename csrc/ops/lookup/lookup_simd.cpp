@@ -1,0 +1,244 @@
+/*
+lookup and its gradient, the CPU's loops, compiled once per instruction set.
+
+lookup     Tiles of 32 rows. First the norms of both halves, one row per lane: squares
+of a transposed square of values, added one feature after another as the definition
+says. Then row after row is divided and written. An index outside reads a row of zeros.
+While a tile is worked on, the rows of the next are fetched. Gradient   Entry after
+entry: the rows that name it are added in float64, in order, and the sum goes through
+the scaling once. Traffic    lookup reads n indices and n rows once and writes n rows.
+The gradient reads n rows and the entries that are named, and writes every entry.
+Numerics   Sums of exact products in float64; in lookup in order, and quotient() gives
+           the float32 of a true division; in the gradient in eight lanes on every
+           instruction set. So all of them give the same bits.
+*/
+#include <algorithm>
+#include <cmath>
+
+#include "common/numerics.h"
+#include "common/simd_double.h"
+#include "ops/lookup/lookup.h"
+
+namespace tokenflow::TFX_ISA {
+namespace {
+
+using simd::kDoubles;
+using simd::VecD;
+
+constexpr int kTile = 32;  // rows
+constexpr int kGroups = kTile / kDoubles;
+
+// One half of the rows of a tile.
+struct HalfTile {
+  const float* rows[kTile];
+  double norm[kTile], inverse[kTile];
+};
+
+// Steps over a row: known to the compiler where all vectors are whole and few.
+template <int kVectors, class Body>
+inline void for_vectors(int64_t width, const Body& body) {
+  if constexpr (kVectors > 0) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) body(v * kDoubles, kDoubles);
+  } else {
+    for (int64_t d = 0; d < width; d += kDoubles) body(d, width - d);
+  }
+}
+
+inline void fetch(const float* row, int64_t width) {
+  for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d);
+}
+
+// Writes norm and inverse; is every norm finite?
+template <int kVectors>
+inline bool measure(HalfTile& tile, int64_t width) {
+  VecD sum[kGroups] = {};
+  for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
+#pragma GCC unroll 16
+    for (int g = 0; g < kGroups; ++g) {
+      VecD v[kDoubles];
+#pragma GCC unroll 8
+      for (int lane = 0; lane < kDoubles; ++lane)
+        v[lane] = simd::load_part_as_double(tile.rows[g * kDoubles + lane] + d, left);
+      simd::transpose(v);
+#pragma GCC unroll 8
+      for (int j = 0; j < kDoubles; ++j)
+        sum[g] = simd::multiply_add(v[j], v[j], sum[g]);
+    }
+  });
+  const VecD least = simd::broadcast(1e-12);
+  VecD spread{};  // 0, or NaN where a norm is not finite
+#pragma GCC unroll 16
+  for (int g = 0; g < kGroups; ++g) {
+    VecD norm = simd::square_root(sum[g]);
+    norm = norm < least ? least : norm;
+    spread += norm - norm;
+    simd::store(tile.norm + g * kDoubles, norm);
+    simd::store(tile.inverse + g * kDoubles, 1.0 / norm);
+  }
+  bool finite = true;
+  for (int lane = 0; lane < kDoubles; ++lane) finite = finite && spread[lane] == 0.0;
+  return finite;
+}
+
+template <int kVectors>
+inline void divide_half(const HalfTile& tile, int row, int64_t width, float* out) {
+  const VecD norm = simd::broadcast(tile.norm[row]);
+  const VecD inverse = simd::broadcast(tile.inverse[row]);
+  for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
+    const VecD x = simd::load_part_as_double(tile.rows[row] + d, left);
+    simd::store_part_as_float(out + d, simd::quotient(x, norm, inverse), left);
+  });
+}
+
+// kSemantic, kPixel: vectors of a half; 0 where that is not known here.
+template <int kSemantic, int kPixel>
+void write_rows(const int64_t* indices, int64_t n, const Books& books,
+                const float* zeros, float* rows) {
+  const int64_t ds = kSemantic ? kSemantic * kDoubles : books.semantic_width;
+  const int64_t dp = kPixel ? kPixel * kDoubles : books.pixel_width;
+  HalfTile semantic, pixel;
+  for (int64_t first = 0; first < n; first += kTile) {
+    for (int64_t i = first + kTile; i < std::min(n, first + 2 * kTile); ++i)
+      if (is_inside(indices[i], books.k)) {
+        fetch(books.semantic + indices[i] * ds, ds);
+        fetch(books.pixel + indices[i] * dp, dp);
+      }
+    const int count = static_cast<int>(std::min<int64_t>(kTile, n - first));
+    for (int row = 0; row < kTile; ++row) {
+      const int64_t entry = row < count ? indices[first + row] : -1;
+      const bool inside = is_inside(entry, books.k);
+      semantic.rows[row] = inside ? books.semantic + entry * ds : zeros;
+      pixel.rows[row] = inside ? books.pixel + entry * dp : zeros;
+    }
+    float* out = rows + first * (ds + dp);
+    if (!books.normalize) {
+      for (int row = 0; row < count; ++row, out += ds + dp) {
+        std::memcpy(out, semantic.rows[row], ds * sizeof(float));
+        std::memcpy(out + ds, pixel.rows[row], dp * sizeof(float));
+      }
+    } else if (measure<kSemantic>(semantic, ds) & measure<kPixel>(pixel, dp)) {
+      for (int row = 0; row < count; ++row, out += ds + dp) {
+        divide_half<kSemantic>(semantic, row, ds, out);
+        divide_half<kPixel>(pixel, row, dp, out + ds);
+      }
+    } else {
+      for (int row = 0; row < count; ++row, out += ds + dp) {
+        for (int64_t d = 0; d < ds; ++d)
+          out[d] = normalized(semantic.rows[row][d], semantic.norm[row]);
+        for (int64_t d = 0; d < dp; ++d)
+          out[ds + d] = normalized(pixel.rows[row][d], pixel.norm[row]);
+      }
+    }
+  }
+}
+
+// --- the gradient ---
+
+template <int kVectors>
+inline void add_rows(const Gradient& op, int64_t row, int64_t column, int64_t width,
+                     VecD* sum) {
+  const int64_t stride = op.books.semantic_width + op.books.pixel_width;
+  const float* grad = op.grad + column;
+  for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
+    sum[d / kDoubles] = simd::load_part_as_double(grad + row * stride + d, left);
+  });
+  while ((row = op.next[row]) >= 0)
+    for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
+      sum[d / kDoubles] += simd::load_part_as_double(grad + row * stride + d, left);
+    });
+}
+
+// What the sum is scaled by: (sum − along · x) · inverse.
+struct Scales {
+  double along, inverse;
+};
+
+template <int kVectors>
+inline Scales scales_of(const float* x, const VecD* sum, int64_t width) {
+  VecD squares[simd::kEighths] = {}, dot[simd::kEighths] = {};
+  for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
+    const int part = d / kDoubles % simd::kEighths;
+    const VecD v = simd::load_part_as_double(x + d, left);
+    squares[part] += v * v;
+    dot[part] += v * sum[d / kDoubles];
+  });
+  const double norm = std::sqrt(simd::sum_of_lanes(squares));
+  if (norm < 1e-12) return {0.0, 1.0 / 1e-12};  // the divisor is a constant
+  const double inverse = 1.0 / norm;
+  return {simd::sum_of_lanes(dot) * inverse * inverse, inverse};
+}
+
+template <int kVectors>
+inline void write_grad(const float* x, const VecD* sum, int64_t width, bool normalize,
+                       float* out) {
+  const Scales scales =
+      normalize ? scales_of<kVectors>(x, sum, width) : Scales{0.0, 1.0};
+  const VecD along = simd::broadcast(scales.along);
+  const VecD inverse = simd::broadcast(scales.inverse);
+  for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
+    VecD value = sum[d / kDoubles];
+    if (normalize)
+      value = (value - along * simd::load_part_as_double(x + d, left)) * inverse;
+    simd::store_part_as_float(out + d, value, left);
+  });
+}
+
+// scratch: room for the sums of both halves where their widths are not known here.
+template <int kSemantic, int kPixel>
+void write_grads(const Gradient& op, const int64_t* heads, int64_t first, int64_t last,
+                 double* scratch) {
+  constexpr int kBlock = 64;  // entries whose gradients stay in L1
+  const Books& books = op.books;
+  const int64_t ds = kSemantic ? kSemantic * kDoubles : books.semantic_width;
+  const int64_t dp = kPixel ? kPixel * kDoubles : books.pixel_width;
+  VecD known[kSemantic + kPixel + 1];
+  VecD* const sum = kSemantic ? known : reinterpret_cast<VecD*>(scratch);
+  VecD* const pixel_sum = sum + (ds + kDoubles - 1) / kDoubles;
+  for (int64_t begin = first; begin < last; begin += kBlock) {
+    const int64_t end = std::min(last, begin + kBlock);
+    std::memset(op.semantic_grad + begin * ds, 0, (end - begin) * ds * sizeof(float));
+    std::memset(op.pixel_grad + begin * dp, 0, (end - begin) * dp * sizeof(float));
+    int64_t used[kBlock];
+    int count = 0;
+    for (int64_t entry = begin; entry < end; ++entry) {  // no branch to mispredict
+      used[count] = entry;
+      count += heads[entry - first] >= 0;
+    }
+    for (int u = 0; u < count; ++u)
+      fetch(op.grad + heads[used[u] - first] * (ds + dp), ds + dp);
+    for (int u = 0; u < count; ++u) {
+      const int64_t entry = used[u], head = heads[entry - first];
+      add_rows<kSemantic>(op, head, 0, ds, sum);
+      add_rows<kPixel>(op, head, ds, dp, pixel_sum);
+      write_grad<kSemantic>(books.semantic + entry * ds, sum, ds, books.normalize,
+                            op.semantic_grad + entry * ds);
+      write_grad<kPixel>(books.pixel + entry * dp, pixel_sum, dp, books.normalize,
+                         op.pixel_grad + entry * dp);
+    }
+  }
+}
+
+bool is_published(const Books& books) {
+  return books.semantic_width == 32 && books.pixel_width == 8;
+}
+
+}  // namespace
+
+void lookup_rows(const int64_t* indices, int64_t n, const Books& books,
+                 const float* zeros, float* rows) {
+  if (is_published(books))
+    write_rows<32 / kDoubles, 8 / kDoubles>(indices, n, books, zeros, rows);
+  else
+    write_rows<0, 0>(indices, n, books, zeros, rows);
+}
+
+void lookup_grads(const Gradient& op, const int64_t* heads, int64_t first, int64_t last,
+                  double* scratch) {
+  if (is_published(op.books))
+    write_grads<32 / kDoubles, 8 / kDoubles>(op, heads, first, last, scratch);
+  else
+    write_grads<0, 0>(op, heads, first, last, scratch);
+}
+
+}  // namespace tokenflow::TFX_ISA
