@@ -102,3 +102,19 @@ def autograd(
     torch.library.register_autograd(
         op, backward, setup_context=setup_context, lib=_library
     )
+
+
+def call(op: Any, *args: Any) -> Any:
+    """`op(*args)`, past the Python kernel of its gradient where none is asked for.
+
+    That kernel costs as much as a small map. Function transforms and tracing see the
+    op as they expect it.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)

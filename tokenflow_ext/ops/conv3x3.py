@@ -116,7 +116,8 @@ def packed_conv3x3(
         return composed(x, weight, bias, *norm, residual, None, last)
     if norm_weight is not None and norm_bias is not None:
         norm_weight, norm_bias = norm_weight.float(), norm_bias.float()
-    return _conv3x3(
+    return _library.call(
+        _conv3x3,
         x,
         weight,
         bias,

@@ -66,7 +66,7 @@ def group_norm_silu(
         return out
     if wide:
         return reference(x, weight, bias, num_groups=num_groups, eps=eps)
-    return _group_norm_silu(x, weight, bias, num_groups, eps)
+    return _library.call(_group_norm_silu, x, weight, bias, num_groups, eps)
 
 
 def reference(

@@ -58,7 +58,8 @@ def lookup(
         check_range("lookup", indices, semantic_book.shape[0])
     if torch.float64 in (semantic_book.dtype, pixel_book.dtype):
         return reference(indices, semantic_book, pixel_book, normalize=normalize)
-    rows = _lookup(indices.reshape(-1).long(), semantic_book, pixel_book, normalize)
+    flat = indices.reshape(-1).long()
+    rows = _library.call(_lookup, flat, semantic_book, pixel_book, normalize)
     return rows.reshape(*indices.shape, rows.shape[-1])
 
 

@@ -168,7 +168,8 @@ def pyramid_lookup(
             size=(height, width),
             normalize=normalize,
         )
-    return _pyramid_lookup(
+    return _library.call(
+        _pyramid_lookup,
         indices.long(),
         semantic_book,
         pixel_book,

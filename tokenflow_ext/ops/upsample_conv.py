@@ -67,7 +67,7 @@ def upsample_conv(
         return out
     if x.dtype == torch.float64:
         return reference(x, weight, bias)
-    return _upsample_conv(x, weight, bias)
+    return _library.call(_upsample_conv, x, weight, bias)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
