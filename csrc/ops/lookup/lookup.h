@@ -48,8 +48,9 @@ struct Gradient {
 // lookup of a few rows by one thread. zeros: as many as the wider half.
 TFX_DECLARE_SIMD(void lookup_rows(const int64_t* indices, int64_t n, const Books& books,
                                   const float* zeros, float* rows))
-// Entries [first, last), with the heads of theirs; scratch: both widths, each rounded
-// up to eight, aligned for any vector.
+// Entries [first, last), with the heads of theirs; scratch: kGradBlock times both
+// widths, each rounded up to eight, aligned for any vector.
+constexpr int kGradBlock = 32;
 TFX_DECLARE_SIMD(void lookup_grads(const Gradient& op, const int64_t* heads,
                                    int64_t first, int64_t last, double* scratch))
 

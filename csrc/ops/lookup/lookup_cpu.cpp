@@ -55,7 +55,8 @@ void lookup_backward_cpu(const float* grad, const int64_t* indices, int64_t n,
   const Gradient op{grad, books, next.get(), semantic_grad, pixel_grad};
   parallel.run(books.k, kGrain, [&](int64_t begin, int64_t end) {
     const std::vector<int64_t> heads = list_rows(indices, n, begin, end, next.get());
-    const Scratch scratch(2 * (books.semantic_width + books.pixel_width + 16));
+    const Scratch scratch(2 * kGradBlock *
+                          (books.semantic_width + books.pixel_width + 16));
     TFX_CALL_SIMD(lookup_grads, op, heads.data(), begin, end,
                   reinterpret_cast<double*>(scratch.get()));
   });

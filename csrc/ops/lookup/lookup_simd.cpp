@@ -2,12 +2,15 @@
 lookup and its gradient, the CPU's loops, compiled once per instruction set.
 
 lookup     Tiles of 32 rows. First the norms of both halves, one row per lane: squares
-of a transposed square of values, added one feature after another as the definition
-says. Then row after row is divided and written. An index outside reads a row of zeros.
-While a tile is worked on, the rows of the next are fetched. Gradient   Entry after
-entry: the rows that name it are added in float64, in order, and the sum goes through
-the scaling once. Traffic    lookup reads n indices and n rows once and writes n rows.
-The gradient reads n rows and the entries that are named, and writes every entry.
+           of a transposed square of values, added one feature after another as the
+           definition says. Then row after row is divided and written. An index outside
+           reads a row of zeros. While a tile is worked on, the rows of the next are
+           fetched.
+Gradient   Blocks of entries. The rows that name an entry are added in float64, in
+           order; the sum goes through the scaling, whose roots and quotients are made
+           for the whole block at once.
+Traffic    lookup reads n indices and n rows once and writes n rows. The gradient reads
+           n rows and the entries that are named, and writes every entry.
 Numerics   Sums of exact products in float64; in lookup in order, and quotient() gives
            the float32 of a true division; in the gradient in eight lanes on every
            instruction set. So all of them give the same bits.
@@ -149,71 +152,94 @@ inline void add_rows(const Gradient& op, int64_t row, int64_t column, int64_t wi
     });
 }
 
-// What the sum is scaled by: (sum − along · x) · inverse.
-struct Scales {
-  double along, inverse;
-};
-
+// Σ x², Σ x·sum over one half.
 template <int kVectors>
-inline Scales scales_of(const float* x, const VecD* sum, int64_t width) {
-  VecD squares[simd::kEighths] = {}, dot[simd::kEighths] = {};
+inline void add_products(const float* x, const VecD* sum, int64_t width,
+                         double* squares, double* dot) {
+  VecD square[simd::kEighths] = {}, product[simd::kEighths] = {};
   for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
     const int part = d / kDoubles % simd::kEighths;
     const VecD v = simd::load_part_as_double(x + d, left);
-    squares[part] += v * v;
-    dot[part] += v * sum[d / kDoubles];
+    square[part] += v * v;
+    product[part] += v * sum[d / kDoubles];
   });
-  const double norm = std::sqrt(simd::sum_of_lanes(squares));
-  if (norm < 1e-12) return {0.0, 1.0 / 1e-12};  // the divisor is a constant
-  const double inverse = 1.0 / norm;
-  return {simd::sum_of_lanes(dot) * inverse * inverse, inverse};
+  *squares = simd::sum_of_lanes(square);
+  *dot = simd::sum_of_lanes(product);
 }
 
+// out = (sum − along · x) · inverse
 template <int kVectors>
 inline void write_grad(const float* x, const VecD* sum, int64_t width, bool normalize,
-                       float* out) {
-  const Scales scales =
-      normalize ? scales_of<kVectors>(x, sum, width) : Scales{0.0, 1.0};
-  const VecD along = simd::broadcast(scales.along);
-  const VecD inverse = simd::broadcast(scales.inverse);
+                       double along, double inverse, float* out) {
+  const VecD a = simd::broadcast(along), by = simd::broadcast(inverse);
   for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
     VecD value = sum[d / kDoubles];
-    if (normalize)
-      value = (value - along * simd::load_part_as_double(x + d, left)) * inverse;
+    if (normalize) value = (value - a * simd::load_part_as_double(x + d, left)) * by;
     simd::store_part_as_float(out + d, value, left);
   });
 }
 
-// scratch: room for the sums of both halves where their widths are not known here.
+// Turns squares and dot into inverse and along: all entries of a block at once, because
+// roots and quotients one by one would be waited for.
+inline void scale(double* squares, double* dot, int count) {
+  const VecD least = simd::broadcast(1e-12), one = simd::broadcast(1.0);
+  for (int i = 0; i < count; i += kDoubles) {
+    const VecD norm = simd::square_root(simd::load(squares + i));
+    const auto is_short = norm < least;  // the divisor is a constant
+    const VecD inverse = one / (is_short ? least : norm);
+    simd::store(squares + i, inverse);
+    const VecD along = simd::load(dot + i) * inverse * inverse;
+    simd::store(dot + i, is_short ? VecD{} : along);
+  }
+}
+
+// The entries of a block that are named by some row, and what is known of them.
+struct Used {
+  int64_t entry[kGradBlock], head[kGradBlock];
+  double squares[2][kGradBlock], dot[2][kGradBlock];  // of either half
+};
+
 template <int kSemantic, int kPixel>
 void write_grads(const Gradient& op, const int64_t* heads, int64_t first, int64_t last,
                  double* scratch) {
-  constexpr int kBlock = 64;  // entries whose gradients stay in L1
   const Books& books = op.books;
   const int64_t ds = kSemantic ? kSemantic * kDoubles : books.semantic_width;
   const int64_t dp = kPixel ? kPixel * kDoubles : books.pixel_width;
-  VecD known[kSemantic + kPixel + 1];
-  VecD* const sum = kSemantic ? known : reinterpret_cast<VecD*>(scratch);
-  VecD* const pixel_sum = sum + (ds + kDoubles - 1) / kDoubles;
-  for (int64_t begin = first; begin < last; begin += kBlock) {
-    const int64_t end = std::min(last, begin + kBlock);
+  const int64_t pixel_at = (ds + kDoubles - 1) / kDoubles;
+  const int64_t stride = pixel_at + (dp + kDoubles - 1) / kDoubles;
+  VecD* const sums = reinterpret_cast<VecD*>(scratch);
+  Used used = {};
+  for (int64_t begin = first; begin < last; begin += kGradBlock) {
+    const int64_t end = std::min(last, begin + kGradBlock);
     std::memset(op.semantic_grad + begin * ds, 0, (end - begin) * ds * sizeof(float));
     std::memset(op.pixel_grad + begin * dp, 0, (end - begin) * dp * sizeof(float));
-    int64_t used[kBlock];
     int count = 0;
     for (int64_t entry = begin; entry < end; ++entry) {  // no branch to mispredict
-      used[count] = entry;
+      used.entry[count] = entry;
+      used.head[count] = heads[entry - first];
       count += heads[entry - first] >= 0;
     }
-    for (int u = 0; u < count; ++u)
-      fetch(op.grad + heads[used[u] - first] * (ds + dp), ds + dp);
+    for (int u = 0; u < count; ++u) fetch(op.grad + used.head[u] * (ds + dp), ds + dp);
     for (int u = 0; u < count; ++u) {
-      const int64_t entry = used[u], head = heads[entry - first];
-      add_rows<kSemantic>(op, head, 0, ds, sum);
-      add_rows<kPixel>(op, head, ds, dp, pixel_sum);
+      VecD* const sum = sums + u * stride;
+      add_rows<kSemantic>(op, used.head[u], 0, ds, sum);
+      add_rows<kPixel>(op, used.head[u], ds, dp, sum + pixel_at);
+      if (!books.normalize) continue;
+      add_products<kSemantic>(books.semantic + used.entry[u] * ds, sum, ds,
+                              used.squares[0] + u, used.dot[0] + u);
+      add_products<kPixel>(books.pixel + used.entry[u] * dp, sum + pixel_at, dp,
+                           used.squares[1] + u, used.dot[1] + u);
+    }
+    for (int half = 0; half < 2; ++half)
+      scale(used.squares[half], used.dot[half], count);
+    for (int u = 0; u < count; ++u) {
+      const int64_t entry = used.entry[u];
+      const VecD* const sum = sums + u * stride;
       write_grad<kSemantic>(books.semantic + entry * ds, sum, ds, books.normalize,
+                            used.dot[0][u], used.squares[0][u],
                             op.semantic_grad + entry * ds);
-      write_grad<kPixel>(books.pixel + entry * dp, pixel_sum, dp, books.normalize,
+      write_grad<kPixel>(books.pixel + entry * dp, sum + pixel_at, dp, books.normalize,
+                         used.dot[1][u], used.squares[1][u],
                          op.pixel_grad + entry * dp);
     }
   }
