@@ -34,7 +34,7 @@ void lookup_backward_cuda(const float* grad, const int64_t* indices, int64_t n,
                           const Books& books, float* semantic_grad, float* pixel_grad,
                           double* sums, uint8_t* used, int device, void* stream);
 
-// --- the CPU's loops, once per instruction set (lookup_simd.cpp) ---
+// --- the CPU's loops, once per instruction set (lookup_exact_simd.cpp) ---
 
 // The gradient of all entries. The rows that name an entry are a list: its head, then
 // next[row] after row until −1.

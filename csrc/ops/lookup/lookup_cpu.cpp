@@ -1,5 +1,5 @@
 /*
-lookup and its gradient, CPU: everything around the loops of lookup_simd.cpp.
+lookup and its gradient, CPU: everything around the loops of lookup_exact_simd.cpp.
 
 Work       lookup: threads take rows. Gradient: threads take entries. Each lists the
 rows of its own entries, in order, and adds what the lists name. So the order of

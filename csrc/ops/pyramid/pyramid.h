@@ -78,7 +78,7 @@ void pyramid_lookup_cuda(const int64_t* indices, const Books& books,
                          const Pyramid& pyramid, float* quantized, void* workspace,
                          int device, void* stream);
 
-// --- the CPU's loops, once per instruction set (pyramid_simd.cpp) ---
+// --- the CPU's loops, once per instruction set (pyramid_exact_simd.cpp) ---
 
 // Floats or doubles of a channel-last row on the CPU: whole vectors, the last ones 0.
 inline int64_t row_stride(int64_t channels) { return (channels + 7) / 8 * 8; }

@@ -1,6 +1,6 @@
 /*
 pyramid_quantize and pyramid_lookup, CPU: everything around the loops of
-pyramid_simd.cpp. Meaning: the references in tokenflow_ext/ops/pyramid.py.
+pyramid_exact_simd.cpp. Meaning: the references in tokenflow_ext/ops/pyramid.py.
 
 Work       quantize: per scale, pool the residual of the whole batch, search all its
            cells in one call of quantize_cpu, enlarge the rows found into sum and
