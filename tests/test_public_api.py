@@ -162,6 +162,12 @@ def test_importing_tokenflow_is_light(tmp_path):
     assert run(code, tmp_path).strip() == "set()"
 
 
+def test_importing_the_ops_leaves_the_compiler_alone(tmp_path):
+    # A second and more, before anybody has compiled anything.
+    code = "import sys, tokenflow_ext; print('torch._dynamo' in sys.modules)"
+    assert run(code, tmp_path).strip() == "False"
+
+
 def test_importing_the_ops_does_nothing_else(tmp_path):
     code = (
         "import torch, random; torch.manual_seed(5); random.seed(5);"

@@ -25,13 +25,13 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-@torch.compiler.assume_constant_result
-def _has_autocast(kind: str) -> bool:
-    """Return whether autocast knows this kind of device; the meta device it does not.
-
-    torch 2.11 cannot trace the question, so a compiled graph takes the answer.
-    """
-    return torch.amp.is_autocast_available(kind)
+# Kinds of device that autocast knows; the meta device is none. Asked here once: torch
+# 2.11 cannot trace the question.
+_AUTOCAST = frozenset(
+    kind
+    for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
+    if torch.amp.is_autocast_available(kind)
+)
 
 
 def autocast(x: Given) -> Given:
@@ -39,13 +39,13 @@ def autocast(x: Given) -> Given:
     if x is None or x.dtype == torch.float64:
         return x
     kind = x.device.type
-    if not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in _AUTOCAST or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Inside, products on the device of `x` keep their dtype."""
-    if not _has_autocast(x.device.type):
+    if x.device.type not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
