@@ -11,16 +11,8 @@ from ..ops.upsample_conv import upsample_conv
 from .kept import KeptPanels
 
 
-class UpsampleConv(nn.Conv2d):
-    """Nearest ×2, then a 3×3 convolution with padding 1; see `upsample_conv`.
-
-    Parameters, their names and their initial values are those of the convolution.
-
-    Args:
-        channels: Of the input.
-        out_channels: Of the output; None for as many.
-        bias: Whether each output has one.
-    """
+class _Parameters(nn.Conv2d):
+    """Those of a 3×3 convolution with padding 1; as many outputs if not said."""
 
     def __init__(
         self, channels: int, out_channels: int | None = None, bias: bool = True
@@ -32,6 +24,18 @@ class UpsampleConv(nn.Conv2d):
             padding=1,
             bias=bias,
         )
+
+
+class UpsampleConv(_Parameters):
+    """Nearest ×2, then a 3×3 convolution with padding 1; see `upsample_conv`.
+
+    Parameters, their names and their initial values are those of the convolution.
+
+    Args:
+        channels: Of the input.
+        out_channels: Of the output; None for as many.
+        bias: Whether each output has one.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, Co, 2H, 2W]."""
@@ -59,7 +63,7 @@ class GroupNormSiLU(nn.GroupNorm):
         )
 
 
-class Conv3x3(nn.Conv2d):
+class Conv3x3(_Parameters):
     """A 3×3 convolution with padding 1, and what stands around it; see `conv3x3`.
 
     Parameters, their names and their initial values are those of the convolution. The
@@ -71,17 +75,6 @@ class Conv3x3(nn.Conv2d):
         out_channels: Of the output; None for as many.
         bias: Whether each output has one.
     """
-
-    def __init__(
-        self, channels: int, out_channels: int | None = None, bias: bool = True
-    ) -> None:
-        super().__init__(
-            channels,
-            channels if out_channels is None else out_channels,
-            3,
-            padding=1,
-            bias=bias,
-        )
 
     def forward(
         self,
