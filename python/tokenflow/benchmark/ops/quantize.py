@@ -1,5 +1,6 @@
 """quantize: two codebooks, one index. Peers search the joined rows, made beforehand."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -60,6 +61,14 @@ def ours(case: Any) -> Call:
 def ours_unprepared(case: Any) -> Call:
     """Books prepared in the call."""
     return lambda: tfx.quantize(case.semantic, case.pixel, *case.books)
+
+
+@method("ours, in float32", kind="ours")
+def ours_in_float32(case: Any) -> Call:
+    """Without the bytes: the sweep of machines and rows that bytes do not serve."""
+    handle = tfx.prepare(*case.books)
+    plain = dataclasses.replace(handle, packed=handle.packed.new_empty(0))
+    return lambda: tfx.quantize(case.semantic, case.pixel, *case.books, prepared=plain)
 
 
 @method("published", kind="published", takes=_search.matrices(7))
