@@ -117,6 +117,19 @@ def test_bytes_and_float32_find_the_same(family, normalize, device, isa):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_parts_of_a_book_are_merged_by_exact_scores(normalize, device, isa, threads):
+    """Clear winners of either half of the book that float32 cannot tell apart."""
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(2500, 40, generator=g)
+    twins = torch.nextafter(rows, torch.randn(rows.shape, generator=g) * 9)
+    book = torch.cat([rows, twins]).to(device)
+    vectors = book[torch.randint(5000, (20,), generator=g)] * 1.01
+    threads(2)
+    expected = reference.nearest(vectors, book, normalize=normalize)
+    assert torch.equal(tfx.nearest(vectors, book, normalize=normalize), expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_fallback_is_the_reference_bit_for_bit(family, normalize, device):
