@@ -1,5 +1,11 @@
 """Pictures to train on and to judge by.
 
-`glyphs` draws its own from the glyphs of an installed emoji font, `backgrounds` is
-what lies behind them.
+A source is a sequence of samples: `folder`, `tars` and `parquet` read the user's own
+pictures, `glyphs` draws its own from the glyphs of an installed emoji font over
+`backgrounds`; `sources.open_source` picks one by what it is given. `stream.Stream`
+turns a source into batches.
 """
+
+from tokenflow.data.errors import BrokenPicture
+
+__all__ = ["BrokenPicture"]
