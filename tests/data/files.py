@@ -1,9 +1,13 @@
 """Picture files for the tests of sources: whole ones, and broken in several ways."""
 
 import io
+import tarfile
 
 import numpy as np
+import torch
 from PIL import Image
+
+from tokenflow.data import BrokenPicture
 
 
 def picture(number, size=(24, 16)):
@@ -50,6 +54,25 @@ def write(folder, files):
     return folder
 
 
+def make_tar(path, members, kind=tarfile.USTAR_FORMAT):
+    """Write {name: bytes, text, picture or None for a folder} as a tar."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if content is None:
+                member.type = tarfile.DIRTYPE
+                tar.addfile(member)
+                continue
+            if isinstance(content, str):
+                content = content.encode()
+            if not isinstance(content, bytes):
+                content = as_bytes(content)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
 class Numbered:
     """A source of plain pictures whose colour tells their number; some are broken."""
 
@@ -61,10 +84,6 @@ class Numbered:
         return self.length
 
     def __getitem__(self, index):
-        import torch
-
-        from tokenflow.data import BrokenPicture
-
         assert 0 <= index < self.length
         if index in self.broken:
             raise BrokenPicture(f"picture {index} is broken")
