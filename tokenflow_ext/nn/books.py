@@ -6,6 +6,7 @@ Source: TokenFlow, arXiv:2412.03069, section 3; straight-through, arXiv:1711.009
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,10 @@ torch.export.register_dataclass(
 )
 
 
+# Takes the compared vectors [B, L, D], their indices [B, L] and the scales used.
+Observer = Callable[[Tensor, Tensor, tuple[tuple[int, int], ...]], None]
+
+
 class SharedBooks(nn.Module):
     """The two books, kept ready to be searched, and how one scale of them is trained.
 
@@ -87,7 +92,15 @@ class SharedBooks(nn.Module):
 
     Raises:
         ValueError: A size is below 1, or a weight is negative or not finite.
+
+    Attributes:
+        observer: Where set, `PyramidQuantizer.forward` calls it once, with what each
+            token was compared by (of unit length where `normalize` is set, detached),
+            the indices and the scales. It is no part of the state dict, but copies
+            of the module take it along.
     """
+
+    observer: Observer | None = None
 
     def __init__(
         self,

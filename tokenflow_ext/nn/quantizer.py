@@ -149,7 +149,7 @@ class PyramidQuantizer(SharedBooks):
         grid = (features.shape[-2], features.shape[-1])
         rest = readable(features)
         total = torch.zeros_like(rest)
-        losses = []
+        losses, seen = [], []
         tokens = [height * width for height, width in pairs]
         parts = indices.split(tokens, dim=1)
         looked_up = self.entries(indices).split(tokens, dim=1)  # one backward for all
@@ -157,10 +157,14 @@ class PyramidQuantizer(SharedBooks):
             pooled = F.adaptive_avg_pool2d(rest, (height, width))
             rows = self._comparable(pooled.flatten(2).transpose(1, 2))
             losses.append(torch.stack(self._losses(rows, entries, part)))
+            if self.observer is not None:
+                seen.append(rows.detach())
             cells = _with_value(rows, entries.detach()).transpose(1, 2)
             enlarged = _enlarge(cells.unflatten(2, (height, width)), grid)
             total = total + enlarged
             rest = rest - enlarged.detach()
+        if self.observer is not None:
+            self.observer(torch.cat(seen, dim=1), indices, tuple(pairs))
         return QuantizerOutput(
             indices, _with_value(total, quantized), *torch.stack(losses, dim=1)
         )
