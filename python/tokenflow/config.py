@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenflow._transformers import PreTrainedConfig
 from tokenflow.tokenizer.scales import as_pairs, token_counts
+from tokenflow_ext.nn.books import ESTIMATORS
 
 SEMANTIC_KINDS = ("clip", "siglip", "vitamin")
 PARTS = ("semantic_encoder", "semantic_decoder", "pixel_encoder", "pixel_decoder")
@@ -137,6 +138,8 @@ class TokenFlowConfig(PreTrainedConfig):
             published training command).
         entropy_weight: Weight of the entropy loss, 0 as published.
         scale_drop: Probability that a training step leaves one scale out.
+        estimator: How gradients pass the quantizer in training: "straight_through" (as
+            published) or "rotation"; see `tokenflow_ext.nn.PyramidQuantizer`.
 
     Raises:
         ValueError: A value is out of its range, or the parts do not fit together.
@@ -162,6 +165,7 @@ class TokenFlowConfig(PreTrainedConfig):
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
     scale_drop: float = 0.1
+    estimator: str = "straight_through"
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
         for part in PARTS:  # what is not said is as in the smallest preset
@@ -243,6 +247,11 @@ def _check(config: TokenFlowConfig) -> None:
     if not 0 <= config.scale_drop <= 1:
         raise ValueError(
             f"TokenFlowConfig: scale_drop must be in [0, 1], got {config.scale_drop}"
+        )
+    if config.estimator not in ESTIMATORS:
+        raise ValueError(
+            f"TokenFlowConfig: estimator must be one of {list(ESTIMATORS)}, "
+            f"got {config.estimator!r}"
         )
     kind = config.semantic_encoder.get("kind")
     if kind not in SEMANTIC_KINDS:

@@ -1,5 +1,7 @@
 """The published layouts, counted without a byte of weights."""
 
+import json
+
 import pytest
 import torch
 
@@ -93,6 +95,23 @@ def test_scales_of_pairs_survive_their_file(tmp_path):
     assert config.num_tokens == 2 + 16 + 64
 
 
+def test_the_estimator_reaches_the_quantizer_and_survives_its_file(tmp_path):
+    config = TokenFlowConfig.preset("mini", estimator="rotation")
+    config.save_pretrained(tmp_path)
+    config = TokenFlowConfig.from_pretrained(tmp_path)
+    assert on_meta(config).quantizer.estimator == "rotation"
+
+
+def test_a_file_older_than_the_estimator_is_read_as_published(tmp_path):
+    TokenFlowConfig.preset("mini").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["estimator"]
+    path.write_text(json.dumps(values))
+    config = TokenFlowConfig.from_pretrained(tmp_path)
+    assert on_meta(config).quantizer.estimator == "straight_through"
+
+
 def test_changes_are_merged_into_a_part():
     config = TokenFlowConfig.preset("mini", pixel_encoder={"width": 64}, grid=16)
     plain = TokenFlowConfig.preset("mini")
@@ -116,6 +135,7 @@ def test_two_presets_share_nothing():
         ({"codebook_size": 0}, "codebook_size must be ≥ 1"),
         ({"pixel_weight": -1.0}, "pixel_weight must be ≥ 0"),
         ({"scale_drop": 1.5}, r"scale_drop must be in \[0, 1\]"),
+        ({"estimator": "gumbel"}, "estimator must be one of .* got 'gumbel'"),
         ({"semantic_encoder": {"kind": "dino"}}, "got 'dino'"),
         ({"pixel_decoder": {"multipliers": [1, 2]}}, "got 4 and 2"),
     ],

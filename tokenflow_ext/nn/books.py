@@ -1,7 +1,8 @@
 """Two books with one numbering: kept ready to be searched, and one step of training.
 
 What `DualCodebook` and `PyramidQuantizer` share.
-Source: TokenFlow, arXiv:2412.03069, section 3; straight-through, arXiv:1711.00937.
+Source: TokenFlow, arXiv:2412.03069, section 3; straight-through, arXiv:1711.00937;
+rotation, arXiv:2410.06424.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from ..ops.lookup import lookup
 from ..ops.prepare import Prepared
 from .entropy import entropy_loss
 from .kept import KeptBooks
+from .rotation import rotate
+
+ESTIMATORS = ("straight_through", "rotation")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class QuantizerOutput:
     """
 
     indices: Tensor  # int64; [B, L] from the pyramid, else the shape of the vectors
-    quantized: Tensor  # as the features; the exact values, straight-through gradient
+    quantized: Tensor  # as the features; the exact values, the estimator's gradient
     vq_losses: Tensor  # [scales]; moves entries to features
     commitment_losses: Tensor  # [scales]; moves features to entries, times beta
     entropy_losses: Tensor  # [scales]; times entropy_ratio, 0 where that is 0
@@ -86,12 +90,16 @@ class SharedBooks(nn.Module):
         beta: Weight of the commitment loss.
         entropy_ratio: Weight of the entropy loss; 0 leaves it out.
         entropy_temperature: Of the soft assignment in the entropy loss.
+        estimator: How the gradient of an entry reaches the row it was found for:
+            "straight_through" as it is, "rotation" turned with either half, see
+            `tokenflow_ext.nn.rotation`. No value depends on it.
         usage_window: How many of the latest indices `usage` looks at. They are a
             buffer outside the state dict, made by the first forward and, like the
             published one, full of zeros then; a resumed run fills it anew.
 
     Raises:
-        ValueError: A size is below 1, or a weight is negative or not finite.
+        ValueError: A size is below 1, a weight is negative or not finite, or the
+            estimator is unknown.
 
     Attributes:
         observer: Where set, `PyramidQuantizer.forward` calls it once, with what each
@@ -113,6 +121,7 @@ class SharedBooks(nn.Module):
         beta: float = 0.25,
         entropy_ratio: float = 0.0,
         entropy_temperature: float = 0.01,
+        estimator: str = "straight_through",
         usage_window: int = 131072,
     ) -> None:
         super().__init__()
@@ -134,6 +143,11 @@ class SharedBooks(nn.Module):
                 f"{type(self).__name__}: entropy_temperature must be above 0, "
                 f"got {entropy_temperature}"
             )
+        if estimator not in ESTIMATORS:
+            raise ValueError(
+                f"{type(self).__name__}: estimator must be one of {list(ESTIMATORS)}, "
+                f"got {estimator!r}"
+            )
         self.num_codes = num_codes
         self.semantic_width = semantic_width
         self.pixel_width = pixel_width
@@ -142,6 +156,7 @@ class SharedBooks(nn.Module):
         self.beta = beta
         self.entropy_ratio = entropy_ratio
         self.entropy_temperature = entropy_temperature
+        self.estimator = estimator
         self.usage_window = usage_window
         self.semantic_book = nn.Parameter(torch.empty(num_codes, semantic_width))
         self.pixel_book = nn.Parameter(torch.empty(num_codes, pixel_width))
@@ -187,7 +202,8 @@ class SharedBooks(nn.Module):
         return (
             f"{self.num_codes}, {self.semantic_width}, {self.pixel_width}, "
             f"pixel_weight={self.pixel_weight}, normalize={self.normalize}, "
-            f"beta={self.beta}, entropy_ratio={self.entropy_ratio}"
+            f"beta={self.beta}, entropy_ratio={self.entropy_ratio}, "
+            f"estimator={self.estimator}"
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> SharedBooks:
@@ -210,8 +226,18 @@ class SharedBooks(nn.Module):
         """Both halves scaled to unit length, with gradient. [..., D] → [..., D]."""
         if not self.normalize:
             return rows
-        halves = rows.split([self.semantic_width, self.pixel_width], dim=-1)
+        halves = self._halves(rows)
         return torch.cat([F.normalize(half, dim=-1, eps=1e-12) for half in halves], -1)
+
+    def _path(self, rows: Tensor, entries: Tensor) -> Tensor:
+        """Return what the gradient of the entries takes to the rows: [..., D] both."""
+        if self.estimator == "straight_through":
+            return rows
+        halves = zip(self._halves(rows), self._halves(entries), strict=True)
+        return torch.cat([rotate(*half) for half in halves], dim=-1)
+
+    def _halves(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split([self.semantic_width, self.pixel_width], dim=-1)
 
     def _losses(self, rows: Tensor, entries: Tensor, indices: Tensor) -> list[Tensor]:
         """Return vq, commitment, entropy and usage of one scale.

@@ -4,8 +4,10 @@ Values come from the exact ops, so training meets the very tokens that inference
 gradients come from plain torch beside them. Upstream's rule: `quantized` hands its
 gradient straight to the normalised pooled residual of each scale, and through pooling
 and enlargement to the features; what is subtracted from the residual is a constant.
+With `estimator="rotation"` it is turned on its way to each half of that residual.
 The books learn from `vq_loss` and `entropy_loss` alone.
-Source: TokenFlow, arXiv:2412.03069, section 3; straight-through, arXiv:1711.00937.
+Source: TokenFlow, arXiv:2412.03069, section 3; straight-through, arXiv:1711.00937;
+rotation, arXiv:2410.06424.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class DualCodebook(SharedBooks):
         rows = torch.cat([readable(semantic), readable(pixel)], dim=-1)
         rows = self._comparable(rows)
         losses = [x[None] for x in self._losses(rows, entries, indices)]
-        return QuantizerOutput(indices, _with_value(rows, entries), *losses)
+        quantized = _with_value(self._path(rows, entries), entries)
+        return QuantizerOutput(indices, quantized, *losses)
 
 
 class PyramidQuantizer(SharedBooks):
@@ -159,7 +162,8 @@ class PyramidQuantizer(SharedBooks):
             losses.append(torch.stack(self._losses(rows, entries, part)))
             if self.observer is not None:
                 seen.append(rows.detach())
-            cells = _with_value(rows, entries.detach()).transpose(1, 2)
+            path = self._path(rows, entries)
+            cells = _with_value(path, entries.detach()).transpose(1, 2)
             enlarged = _enlarge(cells.unflatten(2, (height, width)), grid)
             total = total + enlarged
             rest = rest - enlarged.detach()

@@ -36,6 +36,7 @@ class Quantizer(PyramidQuantizer):
             normalize=config.normalize,
             beta=config.commitment_weight,
             entropy_ratio=config.entropy_weight,
+            estimator=config.estimator,
         )
         self.scale_drop = config.scale_drop
 
