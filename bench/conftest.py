@@ -17,6 +17,8 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def pytest_generate_tests(metafunc):
+    if "method" not in metafunc.fixturenames:
+        return  # no op: a file that times something of its own
     try:
         op = load(metafunc.module.OP)
         cases, methods = op.CASES, [*op.method]

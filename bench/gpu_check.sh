@@ -177,7 +177,7 @@ stage_bench() {
   mkdir -p "$json"
   once bench/goals bash -o pipefail -c '"$0" bench/gpu_goals.py "$1.json" | tee "$1.md"' \
     "$PYTHON" "$goals"
-  for file in bench/bench_*.py; do
+  for file in $(grep -l '^OP = ' bench/bench_*.py); do
     once "bench/$file" "${PYTEST[@]}" "$file" -k cuda --benchmark-enable \
       --benchmark-only --benchmark-json="$json/$(basename "$file" .py).json"
   done

@@ -12,7 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_op_has_a_pytest_file():
-    files = {path.stem.removeprefix("bench_") for path in ROOT.glob("bench/bench_*.py")}
+    files = {
+        path.stem.removeprefix("bench_")
+        for path in ROOT.glob("bench/bench_*.py")
+        if "\nOP = " in path.read_text()
+    }
     if not files:
         pytest.skip("not a checkout")
     assert files == {*ops.names()}

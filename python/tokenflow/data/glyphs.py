@@ -78,6 +78,17 @@ def is_heldout(code: int) -> bool:
     return digest[0] % 10 == 0
 
 
+def draw_glyph(font: ImageFont.FreeTypeFont, code: int) -> Image.Image | None:
+    """Return a code point's glyph as RGBA, cut to its box; None where there is none."""
+    left, top, right, bottom = font.getbbox(chr(code))
+    if right <= left or bottom <= top:
+        return None
+    canvas = Image.new("RGBA", (right, right))
+    ImageDraw.Draw(canvas).text((0, 0), chr(code), font=font, embedded_color=True)
+    box = canvas.getbbox()
+    return canvas.crop(box) if box else None
+
+
 @lru_cache(maxsize=2)
 def load_glyphs(path: Path) -> dict[int, Image.Image]:
     """Return every drawable glyph as {code point: RGBA sprite}, by code point.
@@ -92,18 +103,12 @@ def load_glyphs(path: Path) -> dict[int, Image.Image]:
     font = ImageFont.truetype(str(path), FONT_SIZE)
     sprites = {}
     for code in (code for low, high in _RANGES for code in range(low, high)):
-        left, top, right, bottom = font.getbbox(chr(code))
-        if code in _PARTS or right <= left or bottom <= top:
+        glyph = None if code in _PARTS else draw_glyph(font, code)
+        if glyph is None:
             continue
-        canvas = Image.new("RGBA", (right, right))
-        ImageDraw.Draw(canvas).text((0, 0), chr(code), font=font, embedded_color=True)
-        box = canvas.getbbox()
-        if box is None:
-            continue
-        side = max(box[2] - box[0], box[3] - box[1]) + 4  # room to blend the edge
+        side = max(glyph.size) + 4  # room to blend the edge
         square = Image.new("RGBA", (side, side))
-        corner = ((side - box[2] + box[0]) // 2, (side - box[3] + box[1]) // 2)
-        square.paste(canvas.crop(box), corner)
+        square.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
         sprites[code] = square.resize((SPRITE, SPRITE), Image.Resampling.LANCZOS)
     if not sprites:
         raise ValueError(
