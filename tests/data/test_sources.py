@@ -64,7 +64,7 @@ def test_drawings_have_names(emoji_font, tmp_path, monkeypatch):
             FileNotFoundError,
             r"gone is not there; it must be a folder, .*glyphs",
         ),
-        ("gone.tar", FileNotFoundError, r"gone\.tar must be files"),
+        ("gone.tar", FileNotFoundError, r"gone\.tar must be a file"),
         ("gone-*.parquet", FileNotFoundError, r"no file matches gone-\*\.parquet"),
         ("empty", FileNotFoundError, r"empty must hold pictures .*\.tar or \.parquet"),
         ("note.md", ValueError, r"must be a folder, .* got note\.md"),

@@ -1,6 +1,7 @@
 """Batches are functions of their number: whoever reads them, from wherever, alike."""
 
 import itertools
+import multiprocessing
 import os
 import pickle
 import random
@@ -223,8 +224,10 @@ def test_attempts_counts_the_picture_itself():
 
 
 class Failing(Numbered):
+    error = KeyError
+
     def __getitem__(self, index):
-        raise KeyError(f"no such thing: {index}")
+        raise self.error(f"no such thing: {index}")
 
 
 class Dying(Numbered):
@@ -232,10 +235,23 @@ class Dying(Numbered):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("error", [KeyError, RuntimeError, ValueError])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_failing_source_is_heard(workers):
-    with pytest.raises(KeyError, match="no such thing"):
-        next(iter(Stream(Failing(9), size=8, batch=3, workers=workers)))
+def test_a_failing_source_is_heard(workers, error):
+    source = Failing(9)
+    source.error = error
+    with pytest.raises(error, match="no such thing") as caught:
+        next(iter(Stream(source, size=8, batch=3, workers=workers)))
+    assert caught.type is error and "died" not in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_with_the_iteration():
+    batches = iter(Stream(Numbered(9), size=8, batch=3, workers=2))
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.timeout(60)

@@ -48,7 +48,7 @@ class Parquet:
         *,
         image: str = "image",
         caption: str | bool | None = None,
-        window: int = 8,
+        window: int = 4,
     ):
         if window < 1:
             raise ValueError(f"parquet: window must be at least 1, got {window}")

@@ -35,8 +35,8 @@ def files_of(patterns: Patterns, what: str) -> list[Path]:
         raise ValueError(f"{what}: at least one file must be named, got none")
     gone = [path for path in found if not os.path.isfile(path)]
     if gone:
-        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-        raise FileNotFoundError(f"{what}: {gone[0]}{more} must be files, not there")
+        more = f" ({len(gone)} such in all)" if len(gone) > 1 else ""
+        raise FileNotFoundError(f"{what}: {gone[0]} must be a file, it is not{more}")
     return [Path(os.path.abspath(path)) for path in found]
 
 

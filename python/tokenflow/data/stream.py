@@ -24,7 +24,7 @@ from tokenflow.data.augment import AUGMENTS, augmented
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.data.order import Order, key
 
-PIECE = 64  # samples that a worker reads at a time
+PIECE = 64  # samples at most that a worker reads at a time
 TEXTS = ("caption", "label")  # of a sample, passed on
 
 
@@ -153,25 +153,25 @@ class Stream:
             generator=torch.Generator(),  # the global one is left as it is
         )
         pieces = iter(loader)
-        while True:
-            try:
-                batch = [next(pieces) for _ in range(self._pieces)]
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise RuntimeError(
-                    "stream: a worker process died; was it out of memory, or of shared "
-                    f"memory (/dev/shm)? Fewer workers need less. ({error})"
-                ) from error
-            yield _join(batch)
+        try:
+            while True:
+                yield _join([next(pieces) for _ in range(self._pieces)])
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise RuntimeError(
+                "stream: a worker process died; was it out of memory, or of shared "
+                f"memory (/dev/shm)? Fewer workers need less. ({error})"
+            ) from error
+        finally:  # now, not when the garbage collector finds the iterator
+            pieces._shutdown_workers()
 
     def _piece(self, piece: int) -> dict[str, Any]:
         """Read one piece; steps are `_pieces` of them each."""
         step, part = divmod(piece, self._pieces)
         first = step * self.batch + self.rank * self._share
-        numbers = np.arange(
-            first + part * PIECE, first + min((part + 1) * PIECE, self._share)
-        )
+        ends = [self._share * (part + more) // self._pieces for more in (0, 1)]
+        numbers = first + np.arange(*ends)
         images = torch.empty((len(numbers), 3, self.size, self.size), dtype=torch.uint8)
         samples, indices, reasons = [], self.order(numbers), []
         for place, number in enumerate(numbers.tolist()):
