@@ -30,6 +30,15 @@ def test_psnr_and_ssim_are_those_of_scikit_image(size, strength):
         assert metrics.ssim(images, others)[i].item() == pytest.approx(want, abs=1e-9)
 
 
+def test_ssim_takes_another_range():
+    images, others = noisy_pair(20, 30, 20)
+    want = skimage.metrics.structural_similarity(
+        images[0].numpy(), others[0].numpy(), data_range=100, channel_axis=0
+    )
+    found = metrics.ssim(images, others, data_range=100)[0].item()
+    assert found == pytest.approx(want, abs=1e-9)
+
+
 def test_equal_pictures_are_perfect():
     images, _ = noisy_pair(16, 16, 1)
     assert metrics.psnr(images, images).isinf().all()
@@ -65,3 +74,10 @@ def test_usage_and_perplexity_by_hand():
     assert metrics.perplexity(torch.tensor([3, 3, 3])) == pytest.approx(3.0)
     assert metrics.perplexity(torch.tensor([0, 7])) == pytest.approx(1.0)
     assert metrics.perplexity(torch.zeros(3)) == 0.0
+
+
+def test_entropy_by_hand():
+    assert metrics.entropy_bits(torch.tensor([2, 1, 1, 0])) == pytest.approx(1.5)
+    assert metrics.entropy_bits(torch.full((8,), 5)) == pytest.approx(3.0)
+    assert metrics.entropy_bits(torch.tensor([0, 9])) == 0.0
+    assert metrics.entropy_bits(torch.zeros(3)) == 0.0

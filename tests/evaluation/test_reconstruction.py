@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ from PIL import Image
 
 from tokenflow import TokenFlowTokenizer
 from tokenflow.config import TokenFlowConfig
-from tokenflow.evaluation import metrics, pictures
-from tokenflow.evaluation.reconstruction import (
-    as_text,
-    evaluate_reconstruction,
-    mean_colour,
-    save_grid,
-    thumbnail,
-)
+from tokenflow.evaluation import metrics
+from tokenflow.evaluation.baselines import mean_colour, thumbnail
+from tokenflow.evaluation.frechet import Moments, frechet_distance
+from tokenflow.evaluation.grid import save_grid
+from tokenflow.evaluation.published import darkened
+from tokenflow.evaluation.reconstruction import Judges, evaluate_reconstruction, redraw
+from tokenflow.evaluation.table import as_text
+from tokenflow.evaluation.teacher_features import TeacherFeatures
 from tokenflow.tokenizer.processing import to_uint8
 
 
@@ -76,6 +77,88 @@ def test_the_batch_does_not_matter(model, images):
     assert one["model"]["psnr"] == pytest.approx(all_at_once["model"]["psnr"], abs=0.01)
 
 
+def test_batches_are_gone_through_one_by_one(model, images):
+    """Of the batches before, at most the last is in memory when one is made."""
+    made = []
+
+    def batches():
+        for part in images.split(2):
+            assert sum(reference() is not None for reference in made) <= 1
+            part = part.clone()
+            made.append(weakref.ref(part))
+            yield part
+            del part
+
+    streamed = evaluate_reconstruction(model, batches())
+    whole = evaluate_reconstruction(model, images, batch=2)
+    for result in (streamed, whole):
+        del result["pictures_per_second"]
+    assert len(made) == 5 and streamed == whole
+
+
+def test_the_entropy_is_that_of_each_scale(model, images):
+    result = evaluate_reconstruction(model, images)
+    bits = [row["tokens"] * math.log2(row["perplexity"]) for row in result["scales"]]
+    assert result["entropy_bits_per_pixel"] == pytest.approx(sum(bits) / 64**2)
+    assert result["entropy_bits_per_pixel"] <= result["bits_per_pixel"]
+
+
+class Patches(torch.nn.Module):
+    """Judges as simple as can be: the colours of four patches, told as [B, 4, 3]."""
+
+    width, name = 3, "patches"
+
+    def forward(self, images):
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2)
+        return pooled.flatten(2).transpose(1, 2)
+
+
+class Colour:
+    width = 3
+
+    def __call__(self, images):
+        return images.double().mean(dim=(2, 3))
+
+
+def distance(*sets):
+    moments = [Moments(3) for _ in sets]
+    for taken, rows in zip(moments, sets, strict=True):
+        taken.update(rows)
+    return frechet_distance(*moments)
+
+
+def test_judges_see_what_is_redrawn_and_its_originals(model, images):
+    judges = Judges(
+        lpips=lambda one, other: (one - other).abs().mean(dim=(1, 2, 3)),
+        inception=Colour(),
+        teacher=TeacherFeatures(Patches(), "patches"),
+    )
+    result = evaluate_reconstruction(model, images, judges=judges, published=True)
+    redrawn, look = redraw(model, images).images, Colour()
+    apart = (redrawn.double() - images.double()).abs().mean() / 127.5
+    assert result["model"]["lpips"] == pytest.approx(apart.item(), rel=1e-5)
+    assert result["rfid"] == pytest.approx(distance(look(redrawn), look(images)))
+    assert result["rfid_published_script"] == pytest.approx(
+        distance(look(redrawn), look(darkened(images)))
+    )
+    assert result["rfid"] != pytest.approx(result["rfid_published_script"], rel=1e-4)
+    signed = [look(x) / 127.5 - 1 for x in (redrawn, images)]
+    assert result["frechet_teacher"]["teacher"] == "patches"
+    assert result["frechet_teacher"]["distance"] == pytest.approx(
+        distance(*signed), rel=1e-4
+    )
+    text = as_text(result)
+    for words in ("LPIPS: ", "rFID: ", "published script", "fréchet_teacher (patches)"):
+        assert words in text
+
+
+def test_without_judges_their_numbers_are_not_there(model, images):
+    result = evaluate_reconstruction(model, images)
+    assert not {"rfid", "rfid_published_script", "frechet_teacher"} & result.keys()
+    assert result["model"].keys() == {"psnr", "ssim", "ssim_published_script"}
+    assert "FID" not in as_text(result) and "fréchet" not in as_text(result)
+
+
 def test_a_result_is_json_and_text(model, images):
     result = evaluate_reconstruction(model, images)
     assert json.loads(json.dumps(result)) == result
@@ -100,8 +183,13 @@ def test_wrong_pictures_are_refused(model, images):
         evaluate_reconstruction(model, images[..., :32])
     with pytest.raises(ValueError, match="N at least 1"):
         evaluate_reconstruction(model, images[:0])
+    with pytest.raises(ValueError, match="at least 1, got none"):
+        evaluate_reconstruction(model, iter([]))
     with pytest.raises(TypeError, match="uint8"):
         evaluate_reconstruction(model, images.float())
+    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
+        judges = Judges(inception=Colour())
+        evaluate_reconstruction(model, images[:1], judges=judges)
 
 
 def test_a_grid_shows_originals_over_redrawn(model, images, tmp_path):
@@ -111,30 +199,3 @@ def test_a_grid_shows_originals_over_redrawn(model, images, tmp_path):
     assert np.array_equal(sheet[:128:2, :128:2], images[0].permute(1, 2, 0).numpy())
     with pytest.raises(ValueError, match="at least 4"):
         save_grid(model, images[:3], tmp_path / "no.png", columns=4)
-
-
-def test_photographs_are_those_installed():
-    images, names = pictures.load("photos", size=64)
-    assert images.shape == (len(names), 3, 64, 64) and images.dtype == torch.uint8
-    assert "scikit-image/astronaut.png" in names
-    assert any(name.startswith("scikit-learn/") for name in names)
-
-
-def test_a_folder_is_read_in_order_of_names(tmp_path):
-    for i, name in enumerate(("b.png", "a.jpg", "c.txt")):
-        if name.endswith("txt"):
-            (tmp_path / name).write_text("no picture")
-        else:
-            Image.new("RGB", (90, 70), (60 * i, 0, 0)).save(tmp_path / name)
-    images, names = pictures.load(str(tmp_path), size=32)
-    assert names == ["a.jpg", "b.png"] and images.shape == (2, 3, 32, 32)
-    assert pictures.load(str(tmp_path), size=32, count=1)[1] == ["a.jpg"]
-
-
-def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="'glyphs', 'photos' or a folder"):
-        pictures.load(str(tmp_path / "none"), size=32)
-    with pytest.raises(FileNotFoundError, match="must hold pictures"):
-        pictures.load(str(tmp_path), size=32)
-    with pytest.raises(ValueError, match="count must be at least 1"):
-        pictures.load("glyphs", size=32, count=0)

@@ -19,10 +19,10 @@ def mini():
 
 def judge(mini, data, count):
     try:
-        images, _ = pictures.load(data, size=64, count=count)
+        found = pictures.load(data, size=64, count=count)
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    return evaluate_reconstruction(mini, images)
+    return evaluate_reconstruction(mini, pictures.batches(found, 64, pytest.fail))
 
 
 def test_mini_is_its_preset_and_fits_in_eight_megabytes(mini):

@@ -1,7 +1,7 @@
 """`tokenflow evaluate`: how good a model is, in numbers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,10 +10,19 @@ from tokenflow.cli._options import (
     Device,
     Json,
     Model,
+    Report,
     load_model,
     note,
+    progress,
     say_json,
 )
+
+if TYPE_CHECKING:
+    from tokenflow.evaluation.pictures import Pictures
+    from tokenflow.evaluation.reconstruction import Judges
+
+GRID = 32  # pictures on the sheet of --grid
+WEIGHTS = "; see docs/evaluation.md"
 
 app = typer.Typer(help="How good a model is, in numbers.", no_args_is_help=True)
 
@@ -29,12 +38,38 @@ def reconstruction(
     data: Annotated[
         str,
         typer.Option(
-            help="glyphs (held-out), photos (installed samples), or a folder."
+            help="glyphs or scenes (drawn, held out), photos (installed samples), "
+            "or a folder."
         ),
     ] = "glyphs",
+    protocol: Annotated[
+        Literal["plain", "imagenet"],
+        typer.Option(
+            help="imagenet: all pictures of the validation folder, as published."
+        ),
+    ] = "plain",
     count: Annotated[
-        int, typer.Option(min=1, help="Glyph pictures, or files of a folder, at most.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pictures at most; 512 drawn ones, or all of a folder, if not given.",
+        ),
+    ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(help=f"Weights of FID's Inception, for rFID{WEIGHTS}."),
+    ] = None,
+    lpips_vgg: Annotated[
+        Path | None,
+        typer.Option(help=f"Weights of VGG16, for LPIPS{WEIGHTS}."),
+    ] = None,
+    lpips_heads: Annotated[
+        Path | None, typer.Option(help=f"Weights of the heads of LPIPS{WEIGHTS}.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of a teacher, for fréchet_teacher."),
+    ] = None,
     batch_size: BatchSize = 64,
     grid: Annotated[
         Path | None,
@@ -43,35 +78,133 @@ def reconstruction(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Redraw pictures: PSNR, SSIM, use of the codebook, bits, speed, baselines."""
-    from tokenflow.evaluation import pictures
-    from tokenflow.evaluation.reconstruction import (
-        as_text,
-        evaluate_reconstruction,
-        save_grid,
-    )
+    """Redraw pictures: PSNR, SSIM, rFID, use of the codebook, bits, speed, baselines.
 
-    if data not in ("glyphs", "photos") and not Path(data).is_dir():
-        raise typer.BadParameter(
-            f"--data must be 'glyphs', 'photos' or a folder, got {data}"
-        )
-    tokenizer = load_model(model, device)
+    Pictures that cannot be read are listed and left out.
+    """
+    from tokenflow.evaluation.pictures import batches
+    from tokenflow.evaluation.reconstruction import evaluate_reconstruction
+    from tokenflow.evaluation.table import as_text
+
+    _check(data, protocol, count, lpips_vgg, lpips_heads)
+    tokenizer, report = load_model(model, device), Report()
+    judges = _judges(tokenizer.device, inception, lpips_vgg, lpips_heads, teacher)
+    pictures = _pictures(data, protocol, count, tokenizer.config.image_size)
+    if grid is not None:
+        _save_grid(tokenizer, pictures, grid)
+
+    def failed(name: str, error: Exception) -> None:
+        report.fail(Path(data) / name, error)
+
+    parts = progress(batches(pictures, batch_size, failed), len(pictures), "picture")
     try:
-        images, names = pictures.load(
-            data, size=tokenizer.config.image_size, count=count
+        result = evaluate_reconstruction(
+            tokenizer, parts, judges=judges, published=protocol == "imagenet"
         )
     except ValueError as error:
+        _list(report)
         note(f"failed: {error}")
         raise typer.Exit(1) from None
-    note(f"{len(names)} pictures from {data}")
-    if grid is not None:
-        try:
-            save_grid(tokenizer, images[:32], grid)
-        except ValueError as error:
-            raise typer.BadParameter(f"--grid: {error}") from error
-        note(f"wrote {grid}")
-    result = evaluate_reconstruction(tokenizer, images, batch=batch_size)
+    _list(report)
     if as_json:
-        say_json({"model_name": model, "data": data, **result})
+        about = {"model_name": model, "data": data, "protocol": protocol}
+        say_json({**about, **result, "failed": report.failed})
     else:
         typer.echo(as_text(result))
+    if report.failed:
+        note(f"{len(report.failed)} of {len(pictures)} pictures failed")
+        raise typer.Exit(1)
+
+
+def _check(
+    data: str,
+    protocol: str,
+    count: int | None,
+    lpips_vgg: Path | None,
+    lpips_heads: Path | None,
+) -> None:
+    """Refuse options that contradict each other, before anything is loaded."""
+    from tokenflow.evaluation.pictures import DRAWN
+
+    if data not in (*DRAWN, "photos") and not Path(data).is_dir():
+        raise typer.BadParameter(
+            f"--data must be 'glyphs', 'scenes', 'photos' or a folder, got {data}"
+        )
+    if protocol == "imagenet":
+        if not Path(data).is_dir():
+            raise typer.BadParameter(
+                f"--protocol imagenet needs a folder of class folders, got {data}"
+            )
+        if count is not None:
+            raise typer.BadParameter("--protocol imagenet takes all; leave out --count")
+    if (lpips_vgg is None) != (lpips_heads is None):
+        raise typer.BadParameter("LPIPS needs both --lpips-vgg and --lpips-heads")
+
+
+def _pictures(data: str, protocol: str, count: int | None, size: int) -> "Pictures":
+    from tokenflow.evaluation import imagenet, pictures
+
+    if protocol == "plain":
+        found = pictures.load(data, size=size, count=count)
+    else:
+        try:
+            found = imagenet.load(data, size=size)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if complaint := imagenet.complaint(found):
+            note(complaint)
+    note(f"{len(found)} pictures from {data}")
+    return found
+
+
+def _judges(
+    device: Any,
+    inception: Path | None,
+    lpips_vgg: Path | None,
+    lpips_heads: Path | None,
+    teacher: str | None,
+) -> "Judges":
+    """Read the networks that judge.
+
+    Raises:
+        OSError: A file is missing or is something else.
+    """
+    from tokenflow.evaluation.reconstruction import Judges
+
+    found: dict[str, Any] = {}
+    try:
+        if inception is not None:
+            from tokenflow.evaluation.inception import Inception
+
+            found["inception"] = Inception.from_file(inception).to(device)
+        if lpips_vgg is not None and lpips_heads is not None:
+            from tokenflow.evaluation.lpips import LPIPS
+
+            found["lpips"] = LPIPS.from_files(lpips_vgg, lpips_heads).to(device)
+        if teacher is not None:
+            from tokenflow.evaluation.teacher_features import TeacherFeatures
+            from tokenflow.tokenizer.teachers import load_teacher
+
+            found["teacher"] = TeacherFeatures(
+                load_teacher(teacher).to(device), Path(teacher).name
+            )
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    return Judges(**found)
+
+
+def _save_grid(tokenizer: Any, pictures: "Pictures", path: Path) -> None:
+    from tokenflow.evaluation.grid import save_grid
+    from tokenflow.evaluation.pictures import batches
+
+    first = next(batches(pictures, GRID, lambda name, error: None), None)
+    try:
+        save_grid(tokenizer, [] if first is None else first, path)
+    except ValueError as error:
+        raise typer.BadParameter(f"--grid: {error}") from error
+    note(f"wrote {path}")
+
+
+def _list(report: Report) -> None:
+    for entry in report.failed:
+        note(f"failed: {entry['input']}: {entry['reason']}")

@@ -44,10 +44,11 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     return 10 * torch.log10(RANGE**2 / error)
 
 
-def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Return the structural similarity of each pair, data range 255.
+def ssim(images: Tensor, others: Tensor, *, data_range: float = RANGE) -> Tensor:
+    """Return the structural similarity of each pair.
 
-    Arguments, dtypes and errors as `psnr`; height and width at least 7.
+    Arguments, dtypes and errors as `psnr`; height and width at least 7. `data_range`
+    scales the two constants that keep the quotient finite; bytes have 255.
 
     Returns:
         [B] float64 in [-1, 1].
@@ -59,15 +60,19 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
             f"got {list(images.shape[-2:])}"
         )
     x, y = images.double(), others.double()
-    mean_x, mean_y = (F.avg_pool2d(v, WINDOW, 1) for v in (x, y))
+    mean_x, mean_y = _window_mean(x), _window_mean(y)
     sample = WINDOW**2 / (WINDOW**2 - 1)
-    var_x = sample * (F.avg_pool2d(x * x, WINDOW, 1) - mean_x**2)
-    var_y = sample * (F.avg_pool2d(y * y, WINDOW, 1) - mean_y**2)
-    both = sample * (F.avg_pool2d(x * y, WINDOW, 1) - mean_x * mean_y)
-    c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+    var_x = sample * (_window_mean(x * x) - mean_x**2)
+    var_y = sample * (_window_mean(y * y) - mean_y**2)
+    both = sample * (_window_mean(x * y) - mean_x * mean_y)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     top = (2 * mean_x * mean_y + c1) * (2 * both + c2)
     bottom = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     return (top / bottom).mean(dim=(1, 2, 3))
+
+
+def _window_mean(x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.avg_pool2d(x, (WINDOW, 1), 1), (1, WINDOW), 1)
 
 
 def usage(counts: Tensor) -> float:
@@ -75,13 +80,22 @@ def usage(counts: Tensor) -> float:
     return (counts > 0).double().mean().item()
 
 
-def perplexity(counts: Tensor) -> float:
-    """Return exp(entropy) of how often each entry is used, 0 where none is.
+def entropy_bits(counts: Tensor) -> float:
+    """Return the entropy of how often each entry is used, in bits, 0 where none is.
 
-    K where all entries are used alike, 1 where a single one is. counts: [K].
+    What an ideal coder that knows these counts spends on one token; at most
+    log2 K. counts: [K].
     """
     total = counts.sum()
     if total == 0:
         return 0.0
     share = counts[counts > 0].double() / total
-    return torch.exp(-(share * share.log()).sum()).item()
+    return max(-(share * share.log2()).sum().item(), 0.0)
+
+
+def perplexity(counts: Tensor) -> float:
+    """Return 2^entropy of how often each entry is used, 0 where none is.
+
+    K where all entries are used alike, 1 where a single one is. counts: [K].
+    """
+    return 2 ** entropy_bits(counts) if counts.sum() else 0.0
