@@ -27,6 +27,7 @@ from tokenflow.data.scenes import (
 from tokenflow.data.scenes.layout import VISIBLE
 from tokenflow.data.scenes.plans import draw_plan
 from tokenflow.data.scenes.sprites import CELLS
+from tokenflow.data.scenes.truth import OPPOSITE
 
 DRAWN = 2000
 
@@ -42,6 +43,11 @@ def truths(emoji_font):
 
 def at(left, top, right, bottom, name="cat", colour=None):
     return SceneObject(name, colour, (left, top, right, bottom), 1.0, False)
+
+
+def transposed(thing):
+    left, top, right, bottom = thing.box
+    return at(top, left, bottom, right)
 
 
 def held(scene):
@@ -68,10 +74,11 @@ def held(scene):
     ],
 )
 def test_a_relation_worked_by_hand(second, how):
-    first = at(0.0, 0.25, 0.25, 0.5)
-    opposite = {"left of": "right of", "above": "below", "below": "above", None: None}
-    assert relation(first, at(*second)) == how
-    assert relation(at(*second), first) == opposite[how]
+    first, second = at(0.0, 0.25, 0.25, 0.5), at(*second)
+    assert relation(first, second) == how
+    assert relation(second, first) == (how and OPPOSITE[how])
+    turned = {"left of": "above", "above": "left of", "below": "right of", None: None}
+    assert relation(transposed(first), transposed(second)) == turned[how]
 
 
 def test_objects_are_counted_by_name_and_colour():

@@ -32,6 +32,7 @@ FRAMES = ("a picture of", "an image of")
 FRAME = re.compile(r"^(?:a picture of |an image of |there (is|are) )?(.*)$")
 BETWEEN = re.compile(r" (?:to the )?(left of|right of|above|below) ")
 NOUNS = {thing.name: (name, 1) for name, thing in OBJECTS.items()}
+NAMES = {form: t.name for t in OBJECTS.values() for form in (t.name, t.plural)}
 PLURALS = {thing.plural: (name, 2) for name, thing in OBJECTS.items()}
 
 
@@ -191,6 +192,14 @@ def test_questions_about_many_worked_by_hand():
     assert {kind for kind, _ in found} == {"existence", "count", "colour"}
 
 
+def test_no_question_has_two_answers():
+    """A red and a blue car: two of them, of no one colour, and neither is "the car"."""
+    cars = (thing("car", "red"), thing("car", "blue", left=0.5))
+    found = asked(Scene("color_attr", cars))
+    assert found["count", "How many cars are there?"] == "2"
+    assert {kind for kind, _ in found} == {"existence", "count"}
+
+
 def test_one_object_alone_is_named():
     found = asked(Scene("single_object", (thing("owl"),)))
     assert found["naming", "What is in the picture?"] == "owl"
@@ -198,15 +207,57 @@ def test_one_object_alone_is_named():
 
 
 def test_an_absent_object_is_one_of_the_same_part_of_the_vocabulary(emoji_font):
-    names = {form: t.name for t in OBJECTS.values() for form in (t.name, t.plural)}
     for split in ("train", "objects"):
         source = Scenes(split)
         for index in range(300):
             pair = [q for q in source.questions(index) if q.kind == "existence"]
             assert {q.answer for q in pair} == {"yes", "no"} and len(pair) == 2
             form = r"(?:there an?|any) (.*) in the picture"
-            one, other = (OBJECTS[names[re.search(form, q.question)[1]]] for q in pair)
+            one, other = (OBJECTS[NAMES[re.search(form, q.question)[1]]] for q in pair)
             assert (one.seen, one.takes_hue) == (other.seen, other.takes_hue)
+
+
+ASKED = {
+    "existence": r"(?:Is there an?|Are there any) (.*) in the picture",
+    "count": r"How many (.*) are there",
+    "colour": r"What colour (?:is|are) the (.*)",
+    "position": r"(?:Is the (.*)|What is) (left of|right of|above|below) the (.*)",
+    "naming": r"What (?:is in the picture|does the picture show)",
+}
+
+
+def test_answers_are_right_and_balanced(emoji_font):
+    """Read every question back and answer it from boxes and names."""
+    source, given = Scenes("heldout"), defaultdict(Counter)
+    for index in range(1500):
+        scene = source.truth(index)
+        objects = {o.name: o for o in scene.objects}
+        names = Counter(o.name for o in scene.objects)
+        for one in source.questions(index):
+            heard = re.fullmatch(ASKED[one.kind] + r"\?", one.question).groups()
+            told = [NAMES.get(noun, noun) for noun in heard]
+            match one.kind:
+                case "existence":
+                    right = "yes" if names[told[0]] else "no"
+                case "count":
+                    right = str(names[told[0]])
+                case "colour":
+                    right = objects[told[0]].colour
+                case "naming":
+                    (right,) = objects
+                case "position" if told[0] is None:
+                    (right,) = set(objects) - {told[2]}
+                    assert relation(objects[right], objects[told[2]]) == told[1]
+                case "position":
+                    how = relation(objects[told[0]], objects[told[2]])
+                    right = "yes" if how == told[1] else "no"
+            assert one.answer == right, (one, scene)
+            given[one.kind][right] += 1
+    for kind in ("existence", "position"):
+        yes, no = given[kind]["yes"], given[kind]["no"]
+        assert abs(yes - no) < 4 * (yes + no) ** 0.5, kind
+    counts = given["count"]
+    assert set(counts) == set("12345") and max(counts.values()) < 2 * counts["4"]
 
 
 def test_questions_alone_give_little_away(emoji_font):

@@ -55,6 +55,22 @@ def pick(rng: Rng, values):
     return values[int(rng.random() * len(values))]
 
 
+def check_split(split: str) -> None:
+    """Raise ValueError where there is no such split."""
+    if split not in SPLITS:
+        raise ValueError(f"scenes: split must be one of {SPLITS}, got {split!r}")
+
+
+def check_category(category: str, split: str) -> None:
+    """Raise ValueError where there is no such split, or no such category in it."""
+    check_split(split)
+    if category not in categories(split):
+        raise ValueError(
+            f"scenes: category must be one of {categories(split)} in the split "
+            f"{split!r}, got {category!r}"
+        )
+
+
 def categories(split: str) -> tuple[str, ...]:
     """Return the categories of a split: one object alone is no combination."""
     skipped = "single_object" if split == "combinations" else None
@@ -112,12 +128,7 @@ def draw_plan(category: str, split: str, rng: Rng) -> Plan:
     Raises:
         ValueError: Unknown category or split, or the split has no such category.
     """
-    check_split(split)
-    if category not in categories(split):
-        raise ValueError(
-            f"scenes: category must be one of {categories(split)} in the split "
-            f"{split!r}, got {category!r}"
-        )
+    check_category(category, split)
     coloured = category in ("colors", "color_attr")
     first, other = SEEN, SEEN
     if split == "objects":
@@ -137,7 +148,3 @@ def draw_plan(category: str, split: str, rng: Rng) -> Plan:
             return plan
 
 
-def check_split(split: str) -> None:
-    """Raise ValueError where there is no such split."""
-    if split not in SPLITS:
-        raise ValueError(f"scenes: split must be one of {SPLITS}, got {split!r}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tokenflow.data.scenes.objects import OBJECTS
-from tokenflow.data.scenes.plans import Rng, check_split, draw_plan, pick
+from tokenflow.data.scenes.plans import Rng, check_category, draw_plan, pick
 from tokenflow.data.scenes.truth import OPPOSITE, Group, Scene, relation
 
 QUESTION_KINDS = ("existence", "count", "colour", "position", "naming")
@@ -93,11 +93,11 @@ def questions(scene: Scene, rng: Rng) -> list[Question]:
     """Return questions about a picture with their answers.
 
     Always one object that is there and one that is not (existence). Then, where the
-    picture has them: how many there are (count), the colour of every group that has
-    a named one (colour), how two single objects lie (position), and what a single
+    picture has them: how many there are (count), the colour of everything whose name
+    has one (colour), how two single objects lie (position), and what a single
     object is (naming).
     """
-    groups = scene.groups
+    groups = _by_name(scene)
     asked = _existence(groups, rng)
     if scene.category == "counting" or rng.random() < _ONE_IN_COUNTED:
         asked.append(_count(pick(rng, groups)))
@@ -115,6 +115,17 @@ def questions(scene: Scene, rng: Rng) -> list[Question]:
         text = pick(rng, ("What is in the picture?", "What does the picture show?"))
         asked.append(Question("naming", text, scene.objects[0].name))
     return asked
+
+
+def _by_name(scene: Scene) -> tuple[Group, ...]:
+    """Count objects as questions name them; no colour where there are several."""
+    colours: dict[str, list[str | None]] = {}
+    for thing in scene.objects:
+        colours.setdefault(thing.name, []).append(thing.colour)
+    return tuple(
+        Group(name, found[0] if len(set(found)) == 1 else None, len(found))
+        for name, found in colours.items()
+    )
 
 
 def _existence(groups: tuple[Group, ...], rng: Rng) -> list[Question]:
@@ -164,8 +175,7 @@ def prompts(category: str, split: str, rng: Rng) -> Iterator[dict]:
     Raises:
         ValueError: Unknown category or split, or the split has no such category.
     """
-    check_split(split)
-    draw_plan(category, split, rng)  # a wrong argument is told now, not when iterated
+    check_category(category, split)  # now, not when the first prompt is asked for
     return _prompts(category, split, rng)
 
 
