@@ -39,7 +39,7 @@ def test_the_rest_moves_as_torchs_adamw_does():
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(5, 7))
     theirs = nn.Parameter(ours.detach().clone())
-    muon = Muon([("table", ours)], betas=(0.9, 0.95))
+    muon = Muon([(1.0, [("table", ours)])], betas=(0.9, 0.95))
     adamw = torch.optim.AdamW([theirs], 0.01, betas=(0.9, 0.95), weight_decay=0)
     for _ in range(20):
         gradient = torch.randn(5, 7)
@@ -50,12 +50,11 @@ def test_the_rest_moves_as_torchs_adamw_does():
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_matrix_is_fitted_whatever_its_scales(threads):
+def test_a_matrix_is_fitted_whatever_its_scales():
     torch.manual_seed(0)
     goal = torch.randn(32, 48) * torch.logspace(0, -2, 48)
     weight = nn.Parameter(torch.zeros(32, 48))
-    optimizer = Muon([("weight", weight)], threads=threads)
+    optimizer = Muon([(1.0, [("weight", weight)])])
     for step in range(200):
         loss = (weight - goal).square().sum()
         weight.grad = torch.autograd.grad(loss, weight)[0]
@@ -64,8 +63,8 @@ def test_a_matrix_is_fitted_whatever_its_scales(threads):
     assert (weight - goal).norm() < 0.02 * goal.norm()
 
 
-def test_books_move_at_their_own_rate():
-    book = nn.Parameter(torch.randn(64, 32))
-    optimizer = Muon([("book.weight", book)], books=[book], book_rate=3.0)
-    (group,) = optimizer.param_groups
-    assert group["share"] == 3.0 and not group["muon"]
+def test_a_group_has_its_share_of_the_rate():
+    book, matrix = nn.Parameter(torch.randn(64, 32)), nn.Parameter(torch.randn(64, 32))
+    optimizer = Muon([(3.0, [("a.book", book)]), (1.0, [("a.weight", matrix)])])
+    groups = [(g["share"], g["muon"]) for g in optimizer.param_groups]
+    assert groups == [(3.0, False), (1.0, True)]

@@ -1,64 +1,86 @@
-"""Recipes: read from TOML, changed, refused with the reason."""
+"""Recipes: read from YAML, changed, refused with the reason."""
 
 import dataclasses
 
 import pytest
 
-from tokenflow.config import TokenFlowConfig
-from tokenflow.training.config import TrainConfig, load, recipes
+from tokenflow.training.config import build, load, of_run, recipes, write
+from tokenflow.training.loop import RunConfig
+from tokenflow.training.tokenizer import TokenizerRecipe
 
 
-def test_the_shipped_recipe_is_the_shipped_model():
-    recipe = load("mini")
-    assert "mini" in recipes()
-    config = TokenFlowConfig.preset(recipe.preset, **recipe.model)
-    assert config.image_size == 64 and config.codebook_size == 4096
-    assert recipe.minutes and recipe.batch % recipe.threads == 0
+@pytest.mark.parametrize("name", recipes("tokenizer"))
+def test_every_recipe_that_ships_is_one(name):
+    recipe = load(TokenizerRecipe, name)
+    assert recipe.config().codebook_size >= 4096
+    assert recipe.run.steps or recipe.run.minutes
 
 
-def test_changes_that_are_given_win():
-    recipe = load("mini", minutes=None, steps=5)
-    assert recipe.steps == 5 and recipe.minutes == load("mini").minutes
+def test_changes_win_and_are_read_as_yaml():
+    changes = ["run.steps=5", "optimizer.learning_rate=1e-4", "run.minutes=null"]
+    changes += ["optimizer.betas=[0.5, 0.9]", "model.codebook_size=8192", "train=all"]
+    recipe = load(TokenizerRecipe, "mini", changes)
+    assert recipe.run.steps == 5 and recipe.run.minutes is None
+    assert recipe.optimizer.learning_rate == 1e-4
+    assert recipe.optimizer.betas == (0.5, 0.9)
+    assert recipe.config().codebook_size == 8192
 
 
 def test_progress_follows_the_nearer_limit():
-    both = TrainConfig(steps=100, minutes=1)
+    both = RunConfig(steps=100, minutes=1)
     assert both.progress(0, 0.0) == 0
     assert both.progress(50, 3.0) == 0.5
     assert both.progress(10, 45.0) == 0.75
     assert both.progress(100, 0.0) == both.progress(0, 61.0) == 1
-    assert TrainConfig(steps=0).progress(0, 0.0) == 1
+    assert RunConfig(steps=0).progress(0, 0.0) == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("values", "words"),
     [
-        ({}, "minutes or steps"),
-        ({"steps": 1, "batch": 0}, "batch must be at least 1, got 0"),
-        ({"steps": 1, "batch": 3, "threads": 2}, "multiple of threads = 2, got 3"),
-        ({"steps": -1}, "steps must be at least 0"),
-        ({"steps": 1, "ema": 1.0}, "ema must be in"),
-        ({"steps": 1, "learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"speed": 3}, "a recipe must have only fields of .*got speed"),
+        ({"run": {"step": 3}}, "run must have only .* got step; is run.steps meant?"),
+        ({"run": {"steps": "many"}}, "run.steps must be int, got 'many'"),
+        ({"run": {"steps": True}}, "run.steps must be int, got True"),
+        ({"run": {"minutes": "long"}}, "run.minutes must be float, got 'long'"),
+        ({"run": 3}, "run must be RunConfig, got 3"),
+        ({"optimizer": {"betas": [0.9]}}, r"optimizer.betas must be tuple\[float, fl"),
+        ({"codebook": {"start_at": [0, "x"]}}, r"codebook.start_at\[1\] must be int"),
+        ({"optimizer": {"name": "sgd"}}, "optimizer.name must be one of"),
+        ({"optimizer": {"learning_rate": 0}}, "learning_rate must be above 0"),
     ],
     ids=str,
 )
-def test_values_out_of_range_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**changes)
+def test_what_is_wrong_is_named(values, words):
+    with pytest.raises(ValueError, match=words):
+        build(TokenizerRecipe, {"run": {"steps": 1}, **values})
 
 
-def test_bad_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="mini"):
-        load(tmp_path / "none.toml")
-    broken = tmp_path / "broken.toml"
-    broken.write_text("steps = = 3")
-    with pytest.raises(ValueError, match="must be a TOML file"):
-        load(broken)
-    broken.write_text("steps = 3\ncolour = 'red'")
-    with pytest.raises(ValueError, match="known fields only, got .'colour'"):
-        load(broken)
+def test_bad_files_and_changes_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="one of .*'mini'"):
+        load(TokenizerRecipe, tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: [steps")
+    with pytest.raises(ValueError, match="must be a YAML file"):
+        load(TokenizerRecipe, broken)
+    broken.write_text("just words")
+    with pytest.raises(ValueError, match="must hold fields with names"):
+        load(TokenizerRecipe, broken)
+    with pytest.raises(ValueError, match="must be section.field=value, got 'steps'"):
+        load(TokenizerRecipe, "mini", ["steps"])
+    with pytest.raises(ValueError, match="preset has no fields"):
+        load(TokenizerRecipe, "mini", ["preset.name=mini"])
+
+
+def test_a_recipe_survives_its_file(tmp_path):
+    recipe = load(TokenizerRecipe, "mini", ["codebook.start_at=[0, 7]"])
+    write(tmp_path, recipe)
+    assert of_run(TokenizerRecipe, tmp_path) == recipe
+    assert of_run(TokenizerRecipe, tmp_path, ["run.seed=4"]).run.seed == 4
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        of_run(TokenizerRecipe, tmp_path / "none")
 
 
 def test_a_recipe_is_a_value():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainConfig(steps=1).steps = 2
+        RunConfig(steps=1).steps = 2

@@ -1,37 +1,22 @@
-"""The training loop on a tiny tokenizer: it learns, resumes exactly, wakes entries."""
+"""Training a tiny tokenizer: it learns, every phase of it, and its parts fit."""
 
 import json
 
 import pytest
 import torch
-import torch.nn.functional as F
+from tiny_recipe import TINY, recipe
 
 from tokenflow import TokenFlowTokenizer
-from tokenflow.config import TokenFlowConfig
-from tokenflow.data import glyphs
-from tokenflow.training import run
-from tokenflow.training.books import Reviver, quantized_rows
-from tokenflow.training.config import TrainConfig
-from tokenflow.training.teacher import Teacher, patch_labels, train_teacher
-from tokenflow.training.tokenizer import train_tokenizer
-
-TINY = {
-    "image_size": 32,
-    "grid": 4,
-    "scales": [1, 2, 4],
-    "semantic_encoder": {
-        "width": 32,
-        "layers": 1,
-        "heads": 2,
-        "image_size": 32,
-    },
-    "semantic_decoder": {"width": 32, "grid": 4, "heads": 2},
-    "semantic_target": 32,
-    "pixel_encoder": {"multipliers": [1, 1, 1, 1]},
-    "pixel_decoder": {"multipliers": [1, 1, 1, 1]},
-    "pixel_latent": 32,
-    "codebook_size": 128,
-}
+from tokenflow.training.log import read
+from tokenflow.training.loop import Moment
+from tokenflow.training.tokenizer import (
+    TokenizerTask,
+    build_model,
+    grid,
+    outer_blocks,
+    train_tokenizer,
+)
+from tokenflow.training.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -48,155 +33,155 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def recipe(**changes):
-    values = {
-        "model": TINY,
-        "steps": 6,
-        "batch": 4,
-        "teacher_minutes": 0.0,
-        "teacher_batch": 4,
-        "evaluate_pictures": 2,
-        "fill_at": (0,),
-        "revive_after": 2,
-        "warmup": 2,
-    }
-    return TrainConfig(**{**values, **changes})
-
-
-def tiny_model():
-    torch.manual_seed(0)
-    return TokenFlowTokenizer(TokenFlowConfig.preset("mini", **TINY))
-
-
-def events(folder):
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def steps(run, name):
+    return [e[name] for e in read(run) if e["event"] == "step" and name in e]
 
 
 def test_a_run_ends_with_a_model_that_loads_small(tmp_path):
     facts = train_tokenizer(recipe(), tmp_path)
     model = TokenFlowTokenizer.from_pretrained(str(tmp_path / "model"))
-    assert facts["steps"] == 6 and facts["pictures"] == 24
+    assert facts["steps"] == 6 and facts["samples"] == 24 and facts["psnr"] > 5
     assert model.config.codebook_size == 128
-    names = [event["event"] for event in events(tmp_path)]
-    assert names[0] == "start" and names[-1] == "end" and "heldout" in names
-    assert not list(tmp_path.glob(".*"))  # nothing half-written stays
+    (stored,) = (tmp_path / "model").glob("*.safetensors")
+    numbers = sum(p.numel() for p in model.parameters())
+    assert stored.stat().st_size < 2.2 * numbers + 64 * 1024  # float16 but the books
+    assert [p.name for p in (tmp_path / "pictures").iterdir()] == [
+        "heldout-00000006.png"
+    ]
     with pytest.raises(FileExistsError, match="resume it, or name a new folder"):
         train_tokenizer(recipe(), tmp_path)
 
 
-def test_a_resumed_run_is_the_run_it_would_have_been(tmp_path):
-    halves, whole = tmp_path / "halves", tmp_path / "whole"
-    steady = {"final_rate": 1.0, "revive_until": 2.0}  # so that no limit shapes a step
-    train_tokenizer(recipe(steps=3, **steady), halves)
-    train_tokenizer(recipe(steps=5, **steady), halves, resume=True)
-    whole.mkdir()
-    name = "teacher.safetensors"
-    (whole / name).write_bytes((halves / name).read_bytes())
-    train_tokenizer(recipe(steps=5, **steady), whole)
-    one, _ = run.read_tensors(whole / run.CHECKPOINT)
-    two, _ = run.read_tensors(halves / run.CHECKPOINT)
-    assert one.keys() == two.keys()
-    for key, value in one.items():
-        assert torch.equal(value, two[key]), key
+def test_the_log_counts_the_codebook_at_every_scale(tmp_path):
+    train_tokenizer(recipe(), tmp_path)
+    last = [e for e in read(tmp_path) if e["event"] == "step"][-1]
+    assert {"usage", "usage/1x1", "usage/4x4", "perplexity/2x2", "revived"} <= set(last)
+    assert 0 < last["usage"] <= 1
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / run.CHECKPOINT
-    run.write_tensors(path, {"x": torch.ones(2)})
-
-    def half_a_file(tensors, beside, metadata):
-        beside.write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(run, "save_file", half_a_file)
-    with pytest.raises(OSError, match="no space left"):
-        run.write_tensors(path, {"x": torch.zeros(2)})
-    assert torch.equal(run.read_tensors(path)[0]["x"], torch.ones(2))
-    assert [p.name for p in tmp_path.iterdir()] == [run.CHECKPOINT]
+def test_a_discriminator_joins_at_its_step(tmp_path):
+    loss = {"adversarial_weight": 0.5, "adversarial_start": 4, "adaptive": True}
+    train_tokenizer(recipe(loss=loss), tmp_path)
+    assert steps(tmp_path, "adversarial_weight")[:3] == [0, 0, 0]
+    assert all(weight > 0 for weight in steps(tmp_path, "adversarial_weight")[3:])
+    assert len(steps(tmp_path, "discriminator/loss")) == 3  # steps 4, 5, 6
 
 
-def test_resuming_nothing_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        train_tokenizer(recipe(), tmp_path, resume=True)
+def test_the_critic_does_not_learn_from_the_tokenizers_step():
+    task = TokenizerTask(
+        recipe(loss={"adversarial_weight": 0.5, "adversarial_start": 1}), World()
+    )
+    moment = Moment(0, 0.0, 0, World())
+    batch = next(task.batches(0, World()))
+    task.loss("model", task.model, batch, moment)["loss"].backward()
+    critic = task.parts["discriminator"]
+    assert all(p.grad is None and p.requires_grad for p in critic.parameters())
+    model = [p.grad.clone() for p in task.model.parameters() if p.grad is not None]
+    task.loss("discriminator", critic, batch, moment)["loss"].backward()
+    assert all(p.grad is not None for p in critic.parameters())
+    after = [p.grad for p in task.model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(model, after, strict=True))
 
 
-def test_threads_share_a_batch(tmp_path):
-    facts = train_tokenizer(recipe(steps=2, threads=2), tmp_path)
-    assert facts["pictures"] == 8
-    assert all("loss" in e for e in events(tmp_path) if e["event"] == "step")
+def test_decoder_fine_tuning_moves_the_decoder_alone(tmp_path):
+    train_tokenizer(recipe(), tmp_path / "first")
+    init = str(tmp_path / "first" / "model")
+    tuned = recipe(init=init, train="pixel_decoder", run={"steps": 2})
+    train_tokenizer(tuned, tmp_path / "second")
+    before = TokenFlowTokenizer.from_pretrained(init)
+    after = TokenFlowTokenizer.from_pretrained(str(tmp_path / "second" / "model"))
+    assert before.fingerprint() == after.fingerprint()
+    moved = {
+        name
+        for name, value in before.state_dict().items()
+        if not torch.equal(value, after.state_dict()[name])
+    }
+    assert all(name.startswith("pixel_decoder.") for name in moved)
+    assert "pixel_decoder.conv_in.weight" in moved and len(moved) > 20
 
 
-def test_threads_do_not_change_what_comes_out(tmp_path):
-    tensors = []
-    for name in ("0", "1"):
-        train_tokenizer(recipe(steps=3, threads=2), tmp_path / name)
-        tensors.append(run.read_tensors(tmp_path / name / run.CHECKPOINT)[0])
-    for key, value in tensors[0].items():
-        assert torch.equal(value, tensors[1][key]), key
+def test_an_enhanced_decoder_begins_anew_on_frozen_tokens(tmp_path):
+    train_tokenizer(recipe(run={"steps": 1}), tmp_path / "first")
+    init = str(tmp_path / "first" / "model")
+    wide = {**TINY, "pixel_decoder": {"multipliers": [1, 1, 1, 1], "width": 64}}
+    model = build_model(recipe(init=init, train="pixel_decoder", model=wide))
+    first = TokenFlowTokenizer.from_pretrained(init)
+    assert model.fingerprint() == first.fingerprint()
+    sizes = [
+        sum(p.numel() for p in m.pixel_decoder.parameters()) for m in (model, first)
+    ]
+    assert sizes[0] > 3 * sizes[1]
+
+
+def test_another_model_is_no_beginning(tmp_path):
+    train_tokenizer(recipe(run={"steps": 1}), tmp_path)
+    init = str(tmp_path / "model")
+    with pytest.raises(ValueError, match="differs in quantizer.pixel_book, quantizer"):
+        build_model(recipe(init=init, model={**TINY, "codebook_size": 64}))
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"recompute": True}], ids=str)
+def test_how_a_step_is_computed_changes_little(tmp_path, changes):
+    for name, run in (("plain", {}), ("other", changes)):
+        task = recipe(codebook={"start": "random"}, run={"steps": 1, **run})
+        train_tokenizer(task, tmp_path / name)
+    assert steps(tmp_path / "plain", "loss") == pytest.approx(
+        steps(tmp_path / "other", "loss"), rel=1e-4
+    )
+
+
+def test_running_means_move_the_books(tmp_path):
+    train_tokenizer(recipe(codebook={"learning": "ema"}), tmp_path)
+    assert steps(tmp_path, "usage")[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"preset": "maxi"}, "preset must be one of .* got 'maxi'"),
+        ({"train": "all_of_it"}, "train must be one of"),
+        ({"train": "pixel_decoder"}, "init must name the tokenizer"),
+        ({"teacher": {"start": True}}, "teacher.start needs a teacher.source"),
+        ({"loss": {"adaptive": True}, "run": {"parallel": "fsdp"}}, "take ddp"),
+        ({"data": {"augment": "mirror"}}, "data.augment must be one of"),
+        ({"data": {"workers": -1}}, "data.workers must be at least 0, got -1"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_does_not_fit_says_so(sections, words):
+    with pytest.raises(ValueError, match=words):
+        recipe(**sections)
+
+
+def test_blocks_are_the_members_of_the_outermost_lists():
+    model = build_model(recipe())
+    names = {type(block).__name__ for block in outer_blocks(model)}
+    assert names == {"Block", "Level"}
+
+
+def test_a_grid_has_originals_above(tmp_path):
+    white, black = torch.full((2, 3, 4, 4), 255), torch.zeros(2, 3, 4, 4)
+    sheet = grid(white.to(torch.uint8), black.to(torch.uint8))
+    assert sheet.size == (8, 8)
+    assert sheet.getpixel((0, 0)) == (255,) * 3 and sheet.getpixel((7, 7)) == (0,) * 3
 
 
 @pytest.mark.slow
 def test_training_redraws_better_than_before(tmp_path):
-    few, many = tmp_path / "few", tmp_path / "many"
-    judged = {"evaluate_pictures": 16, "learning_rate": 4e-3, "ema": 0.9}
-    low = train_tokenizer(recipe(steps=1, **judged), few)["psnr"]
-    high = train_tokenizer(recipe(steps=120, warmup=20, **judged), many)["psnr"]
+    changes = {"log_every": 50, "average": 0.9}
+    rate = {"learning_rate": 4e-3, "warmup": 20}
+    judged = {"source": "glyphs", "heldout_pictures": 16}
+    few = recipe(data=judged, run={"steps": 1, **changes})
+    many = recipe(data=judged, optimizer=rate, run={"steps": 120, **changes})
+    low = train_tokenizer(few, tmp_path / "few")["psnr"]
+    high = train_tokenizer(many, tmp_path / "many")["psnr"]
     assert high > low + 1  # 1.5 dB when written
 
 
-def test_a_grid_that_is_not_the_teachers_is_refused(tmp_path):
-    coarse = {
-        "image_size": 64,
-        "semantic_encoder": {"width": 32, "heads": 2, "patch": 16},
-        "pixel_encoder": {"multipliers": [1] * 5},
-        "pixel_decoder": {"multipliers": [1] * 5},
-    }
-    with pytest.raises(ValueError, match="8 pixels wide"):
-        train_tokenizer(recipe(model={**TINY, **coarse}), tmp_path)
+def test_the_recipe_beside_a_run_makes_it_again(tmp_path):
+    train_tokenizer(recipe(run={"steps": 1}), tmp_path)
+    from tokenflow.training.config import of_run
+    from tokenflow.training.tokenizer import TokenizerRecipe
 
-
-def test_quantized_rows_are_what_the_tokens_stand_for():
-    model = tiny_model().train()
-    features = torch.randn(2, 24, 4, 4)
-    rows = quantized_rows(model, features)
-    indices, _ = model.quantizer.quantize(features)
-    assert rows.shape == (2 * (1 + 4 + 16), 24)
-    assert torch.allclose(rows[:2], features.mean(dim=(2, 3)), atol=1e-6)
-    halves = F.normalize(rows[:2, :16], dim=1), F.normalize(rows[:2, 16:], dim=1)
-    books = [F.normalize(book, dim=1) for book in model.quantizer.books()]
-    weights = 1.0, model.config.pixel_weight
-    scores = sum(w * h @ b.T for w, h, b in zip(weights, halves, books, strict=True))
-    assert torch.equal(scores.argmax(1), indices[:, 0])
-
-
-def test_unused_entries_are_woken_in_both_books():
-    model = tiny_model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    reviver = Reviver(model, after=1, most=1000)
-    before = [book.detach().clone() for book in model.quantizer.books()]
-    for step in range(2):
-        output = model(torch.rand(2, 3, 32, 32) * 2 - 1)
-        optimizer.zero_grad()
-        output.vq_loss.backward()
-        woken = reviver.step(optimizer, step, revive=step == 1)
-    assert woken > 0
-    for book, old in zip(model.quantizer.books(), before, strict=True):
-        changed = ((book - old).abs().amax(1) > 1e-6).sum().item()
-        assert changed == woken
-        assert torch.allclose(book.norm(dim=1), torch.ones(128), atol=1e-4)
-    assert reviver.step(optimizer, 3, revive=True) == 0  # nothing seen since
-
-
-def test_patch_labels_are_the_classes_at_patch_centres():
-    cover = torch.full((1, 16, 16), -1)
-    cover[0, :8, 8:] = 3
-    assert patch_labels(cover, classes=9).tolist() == [[9, 3, 9, 9]]
-
-
-def test_a_teacher_has_a_token_per_patch_and_is_frozen():
-    pictures = glyphs.GlyphPictures("train", size=32)
-    teacher = train_teacher(pictures, width=32, minutes=0.0, batch=2)
-    assert teacher(torch.zeros(2, 3, 32, 16)).shape == (2, 8, 32)
-    assert isinstance(teacher, Teacher) and teacher.classes == len(pictures.codes)
-    assert not any(p.requires_grad for p in teacher.parameters())
+    assert of_run(TokenizerRecipe, tmp_path) == recipe(run={"steps": 1})
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["seed"] == 0

@@ -93,4 +93,5 @@ _DISTRIBUTIONS = {  # where import name and distribution differ
     "PIL": "pillow",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }

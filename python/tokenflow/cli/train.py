@@ -1,13 +1,36 @@
-"""`tokenflow train`: make a model with a recipe of this repository."""
+"""`tokenflow train`: make a model with a recipe.
 
+On several devices or machines: `torchrun --nproc-per-node 8 -m tokenflow train …`.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tokenflow.cli._options import Json, note, say_json
 
 app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
+
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe that ships, such as mini, or a YAML file.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder of the run; runs/RECIPE if not given."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field: --set run.batch=32. Repeatable."),
+]
+Resume = Annotated[
+    str,
+    typer.Option(
+        help="no; auto: go on from the checkpoint in --out, if there is one; must."
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 
 
 @app.callback()
@@ -17,59 +40,59 @@ def _group() -> None:
 
 @app.command()
 def tokenizer(
-    recipe: Annotated[
-        str, typer.Option(help="A shipped recipe (mini) or a TOML file.")
-    ] = "mini",
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the run; made if need be.")
-    ] = Path("runs/mini"),
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="Time limit; the recipe's if not given.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=0, help="Step limit; the recipe's if not given.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and pictures.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that share a batch.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    recipe: Recipe = "mini",
+    out: Out = None,
+    changes: Set = None,
+    resume: Resume = "no",
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Train a tokenizer on drawn pictures; the model is written to OUT/model.
+    """Train a tokenizer; the model is written to OUT/model.
 
-    A resumed run keeps its recipe but for the options that are given.
+    A run that is resumed keeps the recipe it began with, but for what --set changes.
     """
-    import dataclasses
+    from tokenflow.training.tokenizer import TokenizerRecipe, train_tokenizer
 
-    from tokenflow import TokenFlowConfig
-    from tokenflow.training.config import load
-    from tokenflow.training.run import read_recipe
-    from tokenflow.training.tokenizer import train_tokenizer
+    job = TokenizerRecipe, train_tokenizer
+    _train(*job, recipe, out, changes or (), resume, device, as_json)
 
-    given = {"minutes": minutes, "steps": steps, "batch": batch, "seed": seed}
-    given |= {"threads": threads}
-    changes = {name: value for name, value in given.items() if value is not None}
+
+def _train(
+    kind: type,
+    train: Any,
+    name: str,
+    out: Path | None,
+    changes: Sequence[str],
+    resume: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Read the recipe, train, say what came of it."""
+    from tokenflow.training import config
+
+    folder = out or Path("runs") / Path(name).stem
+    if resume not in ("no", "auto", "must"):
+        raise typer.BadParameter(f"--resume must be no, auto or must, got {resume}")
+    begun = (folder / config.RECIPE).is_file()
     try:
-        if resume:
-            config = dataclasses.replace(read_recipe(out), **changes)
+        if resume == "must" or (resume == "auto" and begun):
+            chosen = config.of_run(kind, folder, changes)
         else:
-            config = load(recipe, **changes)
-        TokenFlowConfig.preset(config.preset, **config.model)
+            chosen = config.load(kind, name, changes)
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        facts = train_tokenizer(config, out, resume=resume, device=device, say=note)
-    except FileExistsError as error:
+        facts = train(chosen, folder, resume=resume != "no", device=device)
+    except (FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
+    except KeyboardInterrupt:
+        note(f"stopped; go on with --resume auto --out {folder}")
+        raise typer.Exit(130) from None
     if as_json:
-        say_json({"model": str(out / "model"), **facts})
+        say_json({"model": str(folder / "model"), **facts})
     else:
-        typer.echo(
-            f"{out / 'model'}: {facts['pictures']} pictures in {facts['minutes']:.1f} "
-            f"minutes, held-out {facts['psnr']:.2f} dB, usage {facts['usage']:.1%}"
+        shown = ", ".join(
+            f"{fact} {value:.4g}" if isinstance(value, float) else f"{fact} {value}"
+            for fact, value in facts.items()
         )
+        typer.echo(f"{folder / 'model'}: {shown}")

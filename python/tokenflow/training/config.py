@@ -1,147 +1,152 @@
-"""The recipe of a training run, as a value read from a TOML file.
+"""Recipes: frozen dataclasses read from YAML, changed from the command line.
 
-A recipe that ships is named (`mini`), any other is a path. Every field can be
-changed from the command line; what a run used is written beside its checkpoints.
+A recipe's sections are dataclasses that live beside the code they are for; this file
+only turns YAML into them, checks every name and type on the way, and says which field
+of which section is wrong. A recipe that ships has a name, any other is a path.
 """
 
 import dataclasses
-import tomllib
-from dataclasses import dataclass, field
+import difflib
+import json
+import types
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tokenflow._files import writing
 
 FOLDER = Path(__file__).parent / "configs"
+RECIPE = "recipe.yaml"
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """What to train, on what, for how long.
+def recipes(task: str) -> list[str]:
+    """Return the names of the recipes that ship for a task, "tokenizer" for example."""
+    return sorted(path.stem for path in (FOLDER / task).glob("*.yaml"))
+
+
+def load(kind: type[T], recipe: str | Path, changes: typing.Sequence[str] = ()) -> T:
+    """Read a recipe and change it.
 
     Args:
-        preset: Name of the tokenizer's configuration.
-        model: Fields of that configuration to change.
-        seed: Of weights, pictures and order.
-        batch: Pictures per step.
-        minutes: Time limit, the teacher's not counted; None for no limit.
-        steps: Step limit; at least one limit is needed. The learning rate follows
-            whichever is nearer.
-        learning_rate: Peak, for Muon and AdamW alike.
-        book_rate: Learning rate of the two books, as a multiple of that.
-        warmup: Steps of linear warm-up.
-        final_rate: Learning rate at the end, as a share of the peak.
-        betas: Of AdamW, which moves what Muon does not; see `muon`.
-        weight_decay: Of matrices.
-        clip: Largest norm of the gradient.
-        l1: Weight of |x - y| beside the squared error.
-        semantic: Weight of 1 - cosine(rebuilt, teacher).
-        ema: Share of the old average kept at each step.
-        fill_at: Steps at which all entries are set onto current vectors.
-        revive_after: Steps after which an unused entry is set anew; 0 for never.
-        revive_until: Share of the training after which that stops.
-        bfloat16: Run the networks under bfloat16 autocast.
-        threads: Threads that share the batch of a step, on the CPU. Each runs torch
-            with a single thread, so a busy core holds up one share, not every op.
-        teacher_minutes: Time limit of the teacher's training.
-        teacher_batch: Pictures per step of the teacher.
-        teacher_rate: Peak learning rate of the teacher.
-        evaluate_every: Seconds between looks at held-out pictures.
-        evaluate_pictures: How many of them.
-        save_every: Seconds between checkpoints.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
-
-    preset: str = "mini"
-    model: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    batch: int = 16
-    minutes: float | None = None
-    steps: int | None = None
-    learning_rate: float = 1e-3
-    book_rate: float = 1.0
-    warmup: int = 100
-    final_rate: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    l1: float = 0.0
-    semantic: float = 0.1
-    ema: float = 0.999
-    fill_at: tuple[int, ...] = (0,)
-    revive_after: int = 128
-    revive_until: float = 0.8
-    bfloat16: bool = False
-    threads: int = 1
-    teacher_minutes: float = 3.0
-    teacher_batch: int = 32
-    teacher_rate: float = 2e-3
-    evaluate_every: float = 120.0
-    evaluate_pictures: int = 256
-    save_every: float = 300.0
-
-    def __post_init__(self) -> None:  # noqa: D105
-        if self.minutes is None and self.steps is None:
-            raise ValueError("train: minutes or steps must be given, got neither")
-        for name in ("batch", "threads", "teacher_batch", "evaluate_pictures"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"train: {name} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in ("learning_rate", "clip", "teacher_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"train: {name} must be above 0, got {getattr(self, name)}"
-                )
-        for name in ("minutes", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"train: {name} must be at least 0, got {value}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"train: ema must be in [0, 1), got {self.ema}")
-        if self.batch % self.threads:
-            raise ValueError(
-                f"train: batch must be a multiple of threads = {self.threads}, "
-                f"got {self.batch}"
-            )
-        object.__setattr__(self, "betas", tuple(self.betas))
-        object.__setattr__(self, "fill_at", tuple(self.fill_at))
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Return how much of the training is done, in [0, 1]; 1 ends it."""
-        done = [0.0]
-        if self.steps is not None:
-            done.append(step / self.steps if self.steps else 1.0)
-        if self.minutes is not None:
-            done.append(seconds / (60 * self.minutes) if self.minutes else 1.0)
-        return min(1.0, max(done))
-
-
-def recipes() -> list[str]:
-    """Return the names of the recipes that ship."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def load(recipe: str | Path, **changes: Any) -> TrainConfig:
-    """Read a recipe by name or path and change the fields that are not None.
+        kind: The dataclass of the whole recipe; its `task` names the folder of those
+            that ship.
+        recipe: The name of one that ships, or the path of a YAML file.
+        changes: "section.field=value" each, the value as YAML would have it.
 
     Raises:
         FileNotFoundError: Neither a shipped recipe nor a file.
-        ValueError: The file is no TOML, has an unknown field, or a value is out of
-            its range.
+        ValueError: The file is no YAML, a field is unknown, has the wrong type or is
+            out of its range.
     """
-    named = FOLDER / f"{recipe}.toml"
+    import yaml
+
+    task = kind.task  # type: ignore[attr-defined]
+    named = FOLDER / task / f"{recipe}.yaml"
     path = named if named.is_file() else Path(recipe)
     if not path.is_file():
         raise FileNotFoundError(
-            f"train: recipe must be one of {recipes()} or a TOML file, got {recipe}"
+            f"train: recipe must be one of {recipes(task)} or a YAML file, got {recipe}"
         )
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"train: {path} must be a TOML file ({error})") from None
-    values |= {name: value for name, value in changes.items() if value is not None}
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    if unknown := sorted(values.keys() - known):
-        raise ValueError(f"train: {path} must have known fields only, got {unknown}")
-    return TrainConfig(**values)
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"train: {path} must be a YAML file ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"train: {path} must hold fields with names, got {values!r}")
+    for change in changes:
+        _change(values, change)
+    return build(kind, values)
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    """Set one field: "loss.perceptual=0.5"."""
+    import yaml
+
+    name, equals, text = change.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"train: a change must be section.field=value, got {change!r}")
+    *sections, field = name.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"train: {section} has no fields, got {change!r}")
+    values[field] = yaml.safe_load(text)
+
+
+def build(kind: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Make a dataclass of nested dictionaries, as JSON or YAML hold it.
+
+    Raises:
+        ValueError: A field is unknown, missing, of the wrong type or out of range.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    found = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; is {where}{near[0]} meant?" if near else ""
+            raise ValueError(
+                f"train: {where.rstrip('.') or 'a recipe'} must have only fields of "
+                f"{sorted(known)}, got {name}{hint}"
+            )
+        found[name] = _fit(f"{where}{name}", known[name], value)
+    return kind(**found)
+
+
+def write(folder: Path, config: Any) -> None:
+    """Write RUN/recipe.yaml, from which `of_run` makes the same recipe."""
+    import yaml
+
+    with writing(folder / RECIPE) as beside:
+        # by way of JSON, which turns tuples into lists
+        values = json.loads(json.dumps(dataclasses.asdict(config)))
+        beside.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def of_run(kind: type[T], folder: Path, changes: typing.Sequence[str] = ()) -> T:
+    """Return the recipe a run was started with, changed.
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+        ValueError: A change is wrong.
+    """
+    if not (folder / RECIPE).is_file():
+        raise FileNotFoundError(
+            f"train: nothing to resume, {folder / RECIPE} is not there"
+        )
+    return load(kind, folder / RECIPE, changes)
+
+
+def _fit(where: str, hint: Any, value: Any) -> Any:
+    """Return the value as the type that is asked for."""
+    kind = typing.get_origin(hint) or hint
+    arguments = typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _fit(where, next(a for a in arguments if a is not type(None)), value)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict | None):
+        return build(kind, value or {}, f"{where}.")
+    if kind is tuple and isinstance(value, list | tuple):
+        every = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        if len(every) == len(value):
+            return tuple(
+                _fit(f"{where}[{i}]", a, v)
+                for i, (a, v) in enumerate(zip(every, value, strict=True))
+            )
+    elif kind is float and isinstance(value, int | float | str):
+        try:  # YAML reads 1e-4 as text
+            if not isinstance(value, bool):
+                return float(value)
+        except ValueError:
+            pass
+    elif kind is Any or (isinstance(value, kind) and not _a_bool_for(kind, value)):
+        return value
+    name = getattr(hint, "__name__", None) if not arguments else None
+    raise ValueError(f"train: {where} must be {name or hint}, got {value!r}")
+
+
+def _a_bool_for(kind: Any, value: Any) -> bool:
+    return isinstance(value, bool) and kind is not bool

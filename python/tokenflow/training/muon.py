@@ -10,7 +10,6 @@ both share a learning rate is that of arXiv:2502.16982.
 """
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -47,61 +46,39 @@ class Muon(torch.optim.Optimizer):
     """Muon for weight matrices, AdamW for the rest; one learning rate for both.
 
     Args:
-        named: (name, parameter) pairs.
-        book_rate: The learning rate of `books`, as a multiple.
-        books: Parameters that always take AdamW.
+        groups: (share, named): (name, parameter) pairs and their multiple of the
+            learning rate.
         betas: Of AdamW; Muon's momentum is 0.95.
         weight_decay: Of matrices.
-        threads: Threads that share the matrices, each with torch's own set to one.
     """
 
     def __init__(
         self,
-        named: Iterable[tuple[str, nn.Parameter]],
+        groups: Iterable[tuple[float, Iterable[tuple[str, nn.Parameter]]]],
         *,
-        books: Iterable[nn.Parameter] = (),
-        book_rate: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
-        threads: int = 1,
     ):
-        kept = {id(book) for book in books}
-        matrices, rest, shared = [], [], []
-        for name, parameter in named:
-            if id(parameter) in kept:
-                shared.append(parameter)
-            elif takes_muon(name, parameter):
-                matrices.append(parameter)
-            else:
-                rest.append(parameter)
-        groups = [
-            {"params": matrices, "share": 1.0, "muon": True},
-            {"params": rest, "share": 1.0, "muon": False},
-            {"params": shared, "share": book_rate, "muon": False},
-        ]
+        split = []
+        for share, named in groups:
+            kinds: tuple[list, list] = ([], [])
+            for name, parameter in named:
+                kinds[takes_muon(name, parameter)].append(parameter)
+            for muon, parameters in enumerate(kinds):
+                if parameters:
+                    group = {"params": parameters, "share": share, "muon": bool(muon)}
+                    split.append(group)
         defaults: dict[str, Any] = {"lr": 0.0, "decay": weight_decay, "betas": betas}
-        super().__init__([g for g in groups if g["params"]], defaults)
-        self.threads = threads
+        super().__init__(split, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Move every parameter that has a gradient; `closure` is not used."""
         for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            if not group["muon"]:
-                for parameter in moving:
-                    self._adam(parameter, group)
-            elif self.threads == 1:
-                for parameter in moving:
-                    self._muon(parameter, group)
-            else:
-                with ThreadPoolExecutor(self.threads) as pool:
-                    list(pool.map(lambda p, g=group: self._alone(p, g), moving))
-
-    def _alone(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        torch.set_num_threads(1)  # of this thread alone
-        with torch.no_grad():
-            self._muon(parameter, group)
+            move = self._muon if group["muon"] else self._adam
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    move(parameter, group)
 
     def _muon(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         memory = self.state[parameter]

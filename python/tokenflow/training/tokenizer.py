@@ -1,393 +1,437 @@
-"""The training loop of the tokenizer.
+"""Training of the tokenizer, as a task for the loop.
 
-One step: draw pictures, run the model, add the losses (reconstruction, distance of
-the rebuilt semantics to the teacher's tokens, the quantizer's own), step the optimizer,
-move the average of the weights, wake unused entries. The learning rate warms up, then
-falls along a half cosine of the share of steps or of time that is spent, whichever is
-larger. The average is what is judged and shipped.
-Source: TokenFlow, arXiv:2412.03069, section 3.2; without perceptual and adversarial
-losses.
+One step: the model redraws pictures and rebuilds the teacher's features; the decoder
+is held against the pictures, the teacher and, from some step on, a discriminator, which
+then learns from the same pictures; the codebook is counted, moved and woken. The
+average of the weights is what is judged and shipped.
+Source: TokenFlow, arXiv:2412.03069, section 3.
 """
 
-import copy
-import dataclasses
-import math
-import random
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
-from tokenflow.config import TokenFlowConfig
-from tokenflow.data.glyphs import GlyphPictures
-from tokenflow.evaluation.metrics import psnr, usage
+from tokenflow.config import PRESETS, TokenFlowConfig
+from tokenflow.data.stream import Stream
+from tokenflow.evaluation.metrics import perplexity, psnr, usage
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.processing import to_uint8
-from tokenflow.training import run
-from tokenflow.training.books import Reviver, centre_features
-from tokenflow.training.config import TrainConfig
-from tokenflow.training.muon import Muon
-from tokenflow.training.teacher import (
-    PATCH,
-    Teacher,
-    accuracy,
-    as_input,
-    draw_batch,
-    train_teacher,
-)
+from tokenflow.training.codebook import CodebookConfig, CodebookHealth, centre_features
+from tokenflow.training.discriminator import PatchDiscriminator
+from tokenflow.training.log import Log
+from tokenflow.training.loop import Batch, Moment, RunConfig, fit
+from tokenflow.training.losses import LossConfig, TokenizerLoss
+from tokenflow.training.optimizers import OptimizerConfig
+from tokenflow.training.parallel import whole_state
+from tokenflow.training.pictures import DataConfig, heldout_batch, open_pictures
+from tokenflow.training.world import World, join
 
-Say = Callable[[str], None]
+TRAINED = ("all", "pixel_decoder")
+SHOWN = 16  # held-out pictures on a grid
+JUDGED = 64  # held-out pictures at a time
 
 
-@dataclass
-class State:
-    """What changes while training; all of it is in a checkpoint."""
+@dataclass(frozen=True)
+class TeacherChoice:
+    """Whose features the semantic half learns.
 
-    model: TokenFlowTokenizer
-    average: TokenFlowTokenizer
-    optimizer: torch.optim.Optimizer
-    reviver: Reviver
-    step: int = 0
-    seconds: float = 0.0  # spent in training, over all resumptions
+    Args:
+        source: A folder, a file or a hub id, see `load_teacher`. Empty: none, and the
+            semantic half learns from the redrawn picture alone.
+        kind: "clip", "siglip", "vitamin" or "contrastive"; recognised when None.
+        start: Begin with the teacher's weights in the semantic encoder.
+    """
+
+    source: str = ""
+    kind: str | None = None
+    start: bool = False
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.start and not self.source:
+            raise ValueError("train: teacher.start needs a teacher.source, got none")
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The discriminator: see `PatchDiscriminator`, and what moves it."""
+
+    width: int = 64
+    layers: int = 3
+    norm: str = "batch"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """All that defines a tokenizer's training.
+
+    Args:
+        preset: Name of the tokenizer's configuration.
+        model: Fields of that configuration to change.
+        enhanced: The doubled pixel decoder, see `TokenFlowConfig.preset`.
+        init: A tokenizer to begin with: a shipped name, a folder or a hub id. A pixel
+            decoder of another size begins anew.
+        train: "all", or "pixel_decoder": all else stays as it is (and `init` is
+            needed).
+        data: Pictures.
+        teacher: Target of the semantic half.
+        loss: Terms and weights.
+        codebook: How the books start, learn and are kept in use.
+        optimizer: Of the tokenizer.
+        discriminator: Shape and optimizer.
+        run: For how long, in what steps.
+
+    Raises:
+        ValueError: The sections do not fit together.
+    """
+
+    task: ClassVar[str] = "tokenizer"
+
+    preset: str = "mini"
+    model: dict[str, Any] = field(default_factory=dict)
+    enhanced: bool | None = None
+    init: str = ""
+    train: str = "all"
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherChoice = field(default_factory=TeacherChoice)
+    loss: LossConfig = field(default_factory=LossConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:  # noqa: D105
+        for name, known in (("preset", PRESETS), ("train", TRAINED)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"train: {name} must be one of {list(known)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if self.train != "all" and not self.init:
+            raise ValueError(
+                f"train: init must name the tokenizer whose {self.train} is trained, "
+                "got nothing"
+            )
+        if self.run.parallel == "fsdp" and self.loss.adaptive:
+            raise ValueError(
+                "train: loss.adaptive needs the whole last layer; take ddp, or leave "
+                "it out, with fsdp"
+            )
+        self.config()
+
+    def config(self) -> TokenFlowConfig:
+        """Return the tokenizer's configuration."""
+        return TokenFlowConfig.preset(self.preset, enhanced=self.enhanced, **self.model)
+
+
+class TokenizerTask:
+    """A tokenizer in training; see `loop.Task` for the methods.
+
+    Args:
+        recipe: All that defines it.
+        world: This process among the others.
+        say: Takes a line for people.
+    """
+
+    def __init__(
+        self,
+        recipe: TokenizerRecipe,
+        world: World,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.recipe, self.world = recipe, world
+        self.model = build_model(recipe).to(world.device).train()
+        size = self.model.config.image_size
+        self.source, heldout = open_pictures(recipe.data, size, recipe.run.seed)
+        self.heldout = heldout_batch(heldout, recipe.data, size, world)
+        self.teacher = self._teacher()
+        if recipe.train == "all":
+            self._begin()
+        self.losses = TokenizerLoss(recipe.loss).to(world.device)
+        self.health = CodebookHealth(self.model.quantizer, recipe.codebook, say)
+        if recipe.train != "all":
+            only(self.model, recipe.train)
+        elif self.teacher is None:
+            idle(self.model)
+        self.parts: dict[str, nn.Module] = {"model": self.model}
+        self.optimizers = {"model": recipe.optimizer}
+        if recipe.loss.adversarial_weight > 0:
+            shape = recipe.discriminator
+            critic = PatchDiscriminator(shape.width, shape.layers, shape.norm)
+            self.parts["discriminator"] = critic.to(world.device)
+            self.optimizers["discriminator"] = shape.optimizer
+        self.kept: dict[str, nn.Module] = {"codebook": self.health}
+        self._redrawn: Tensor | None = None
+
+    def _teacher(self) -> nn.Module | None:
+        choice, config = self.recipe.teacher, self.model.config
+        if not choice.source or self.recipe.train != "all":
+            return None
+        from tokenflow.tokenizer.teachers import load_teacher
+
+        teacher = load_teacher(choice.source, choice.kind).to(self.world.device)
+        with torch.no_grad():
+            side = config.image_size
+            tokens = teacher(torch.zeros(1, 3, side, side, device=self.world.device))
+        wanted = (config.grid**2, config.semantic_target)
+        if tuple(tokens.shape[1:]) != wanted:
+            raise ValueError(
+                f"train: the teacher must give {wanted[0]} features of width "
+                f"{wanted[1]} (grid², semantic_target), {choice.source} gives "
+                f"{tokens.shape[1]} of width {tokens.shape[2]}"
+            )
+        return teacher
+
+    def _begin(self) -> None:
+        """Give a new model its first weights that depend on teacher and pictures."""
+        if self.recipe.init:
+            return
+        if self.recipe.teacher.start:
+            from tokenflow.tokenizer.teachers import start_from_teacher
+
+            start_from_teacher(self.model, self.teacher)
+        size = self.model.config.image_size
+        first = Stream(self.source, size=size, batch=32, seed=self.recipe.run.seed)
+        images = as_input(first.read(0)["image"].to(self.world.device))
+        centre_features(self.model, images)
+
+    # what the loop asks
+
+    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
+        """Return the books, which are searched as they are."""
+        return tuple(self.model.quantizer.books()) if part == "model" else ()
+
+    def blocks(self, part: str) -> tuple[nn.Module, ...]:
+        """Return the transformer layers and the levels of the pixel networks."""
+        return outer_blocks(self.model) if part == "model" else ()
+
+    def averaged(self) -> str:
+        """Return the name of the tokenizer."""
+        return "model"
+
+    def batches(self, start: int, world: World) -> Iterator[Batch]:
+        """Yield this process's share of each step's pictures."""
+        data, run = self.recipe.data, self.recipe.run
+        stream = Stream(
+            self.source,
+            size=self.model.config.image_size,
+            batch=run.batch,
+            seed=run.seed,
+            start=start,
+            rank=world.rank,
+            world=world.size,
+            workers=data.workers,
+            augment=data.augment,
+            flip=data.flip,
+        )
+        return iter(stream)
+
+    def before_step(
+        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> None:
+        """Set the books onto vectors of this batch, where that is due."""
+        if self.recipe.train != "all" or not self.health.starts(moment.step):
+            return
+        with torch.no_grad(), self.health.watch():
+            self.model(as_input(batch["image"]))
+        self.health.start(optimizers["model"], moment)
+
+    def loss(
+        self, part: str, call: nn.Module, batch: Batch, moment: Moment
+    ) -> dict[str, Tensor]:
+        """Return the losses of the tokenizer, then of the discriminator."""
+        step = moment.step + 1  # the published count
+        images = as_input(batch["image"])
+        if part == "discriminator":
+            if not self.losses.plays(step):
+                return {}
+            return self.losses.discriminator(
+                images, self._redrawn, step=step, discriminator=call
+            )
+        with self.health.watch():
+            output = call(images, rng=moment.rng("scale"))
+        target = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = self.teacher(images)
+        self._redrawn = output.pixel_reconstruction.detach()
+        critic = self.parts.get("discriminator")
+        with frozen(critic):
+            return self.losses.generator(
+                output,
+                images,
+                target,
+                step=step,
+                discriminator=critic,
+                last_layer=self.model.pixel_decoder.conv_out.weight,
+            )
+
+    def after_step(
+        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> dict[str, float]:
+        """Count, move and wake entries."""
+        if self.recipe.train != "all":
+            return {}
+        return self.health.after_step(optimizers["model"], moment)
+
+    @torch.no_grad()
+    def judge(self, log: Log, moment: Moment) -> dict[str, float]:
+        """Redraw the held-out pictures: PSNR in dB, usage and perplexity."""
+        model = self.model.eval()
+        if isinstance(model, FSDPModule):
+            for name in ("encode", "decode"):
+                register_fsdp_forward_method(model, name)
+        counts = torch.zeros(
+            model.config.codebook_size, dtype=torch.int64, device=self.world.device
+        )
+        values, redrawn = [], []
+        for part in self.heldout.split(JUDGED):
+            encoded = model.encode(as_input(part.to(self.world.device)))
+            drawn = to_uint8(model.decode(encoded, output="pt").cpu())
+            values.append(psnr(drawn, part))
+            redrawn.append(drawn)
+            counts += torch.bincount(encoded.indices.flatten(), minlength=len(counts))
+        model.train()
+        counts = self.world.sum(counts).cpu()
+        mean = self.world.mean(torch.cat(values).mean().to(self.world.device))
+        picture = grid(self.heldout[:SHOWN], torch.cat(redrawn)[:SHOWN])
+        log.picture("heldout", picture, moment.step)
+        return {
+            "psnr": mean.item(),
+            "usage": usage(counts),
+            "perplexity": perplexity(counts),
+        }
+
+    def finish(self, folder: Path, world: World) -> None:
+        """Write RUN/model, networks in float16, as `from_pretrained` reads it."""
+        weights = whole_state(self.model)
+        if world.first:
+            half = torch.float16
+            self.model.save_pretrained(folder / "model", state_dict=weights, dtype=half)
+        world.wait()
 
 
 def train_tokenizer(
-    config: TrainConfig,
+    recipe: TokenizerRecipe,
     folder: Path,
     *,
     resume: bool = False,
     device: str = "cpu",
-    say: Say = lambda line: None,
+    bar: bool | None = None,
 ) -> dict[str, Any]:
-    """Train a tokenizer and write it to `folder`/model in float16.
+    """Train a tokenizer and write it to `folder`/model, in float16.
+
+    One process, or one of those that torchrun started.
 
     Args:
-        config: The recipe.
-        folder: Made if needed; `run` says what is written there.
-        resume: Go on from the checkpoint there, with `config` as the recipe.
-        device: Where to train.
-        say: Takes one line of progress at a time.
+        recipe: All that defines it; written to `folder`/recipe.yaml.
+        folder: RUN; see `log` and `state` for what else is written there.
+        resume: Go on from the checkpoint there, or begin where there is none.
+        device: "cpu", "cuda" or "cuda:1".
+        bar: Show a progress bar; None for "if stderr is a terminal".
 
     Returns:
-        Facts of the run: steps, pictures, minutes, the last held-out scores.
+        Facts of the run: steps, samples, minutes, broken pictures, the last scores.
 
     Raises:
         FileExistsError: A checkpoint is there and `resume` is False.
-        FileNotFoundError: Nothing is there to resume, or the font is missing.
-        FloatingPointError: The loss is no finite number.
-        ValueError: The recipe's model does not fit the teacher.
+        FileNotFoundError: Pictures, teacher or font are not there.
+        FloatingPointError: A loss is no finite number.
+        ValueError: The parts do not fit together, or the checkpoint is of another run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / run.CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise FileExistsError(
-            f"train: {checkpoint} is from an earlier run; resume it, or name a new "
-            "folder"
+    with join(device) as world:
+        return fit(
+            lambda say: TokenizerTask(recipe, world, say),
+            recipe,
+            folder,
+            world=world,
+            resume=resume,
+            bar=bar,
         )
-    state = _begin(config, torch.device(device))
-    size = state.model.config.image_size
-    pictures = GlyphPictures("train", seed=config.seed, size=size)
-    judged = GlyphPictures("heldout", seed=config.seed, size=size)
-    heldout = draw_batch(judged, 0, config.evaluate_pictures)["image"]
-    log = run.Log(folder)
-    if resume:
-        _resume(state, checkpoint)
-    else:
-        first = draw_batch(pictures, 0, 32)["image"]
-        for model in (state.model, state.average):
-            centre_features(model, as_input(first).to(device))
-        run.write_recipe(folder, config)
-        log("start", **dataclasses.asdict(config))
-    teacher = _teacher(config, pictures, folder, device, log, say)
-    million = sum(p.numel() for p in state.model.parameters()) / 1e6
-    say(f"tokenizer: {million:.2f} million parameters, from step {state.step}")
-    scores = _loop(state, config, teacher, pictures, heldout, folder, log, say)
-    state.average.save_pretrained(folder / "model", dtype=torch.float16)
-    facts = {
-        "steps": state.step,
-        "pictures": state.step * config.batch,
-        "minutes": state.seconds / 60,
-        **scores,
-    }
-    log("end", **facts)
-    return facts
 
 
-def _begin(config: TrainConfig, device: torch.device) -> State:
-    """Build model, average and optimizer from the recipe's seed."""
+def build_model(recipe: TokenizerRecipe) -> TokenFlowTokenizer:
+    """Return the tokenizer a recipe begins with.
+
+    Raises:
+        ValueError: `init` has other shapes than the recipe, but for the pixel decoder.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = TokenFlowTokenizer(
-            TokenFlowConfig.preset(config.preset, **config.model)
-        )
-    model = model.to(device).train()
-    cell = model.config.image_size // model.config.grid
-    if cell != PATCH:
+        torch.manual_seed(recipe.run.seed)
+        model = TokenFlowTokenizer(recipe.config())
+    if not recipe.init:
+        return model
+    found = TokenFlowTokenizer.from_pretrained(recipe.init).state_dict()
+    own = model.state_dict()
+    other = [n for n in own if n not in found or found[n].shape != own[n].shape]
+    other += [n for n in found if n not in own]
+    wrong = sorted(n for n in other if not n.startswith("pixel_decoder."))
+    if wrong:
         raise ValueError(
-            f"train: a grid cell must be {PATCH} pixels wide, as the teacher's patch, "
-            f"got {model.config.image_size} / {model.config.grid}"
+            f"train: init must fit the recipe's model, {recipe.init} differs in "
+            f"{', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}"
         )
-    average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = Muon(
-        model.named_parameters(),
-        books=model.quantizer.books(),
-        book_rate=config.book_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        threads=config.threads,
-    )
-    return State(model, average, optimizer, Reviver(model, config.revive_after))
+    if other:  # a decoder of another size begins anew, as published
+        found = {n: v for n, v in found.items() if not n.startswith("pixel_decoder.")}
+    model.load_state_dict(found, strict=not other)
+    return model
 
 
-def _resume(state: State, checkpoint: Path) -> None:
-    models = {"model": state.model, "average": state.average}
-    counters, extra = run.load_state(checkpoint, models, state.optimizer)
-    state.step, state.seconds = counters["step"], counters["seconds"]
-    state.reviver.idle = extra["idle"].to(state.reviver.idle.device)
+def as_input(images: Tensor) -> Tensor:
+    """Return uint8 [B, 3, H, W] as float32 in [-1, 1]."""
+    return images.float().div(127.5).sub(1)
 
 
-def _save(state: State, folder: Path) -> None:
-    models = {"model": state.model, "average": state.average}
-    counters = {"step": state.step, "seconds": state.seconds}
-    extra = {"idle": state.reviver.idle}
-    run.save_state(folder / run.CHECKPOINT, models, state.optimizer, counters, extra)
+def only(model: TokenFlowTokenizer, part: str) -> None:
+    """Let one part of the model learn, and nothing else."""
+    model.requires_grad_(False)
+    getattr(model, part).requires_grad_(True)
 
 
-def _teacher(
-    config: TrainConfig,
-    pictures: GlyphPictures,
-    folder: Path,
-    device: str,
-    log: run.Log,
-    say: Say,
-) -> Teacher:
-    """Train the teacher, or read the one that is in the folder already."""
-    path = folder / "teacher.safetensors"
-    width = TokenFlowConfig.preset(config.preset, **config.model).semantic_target
-    if path.exists():
-        teacher = Teacher(len(pictures.codes), width)
-        teacher.load_state_dict(run.read_tensors(path)[0])
-        return teacher.requires_grad_(False).eval().to(device)
-    teacher = train_teacher(
-        pictures,
-        width=width,
-        minutes=config.teacher_minutes,
-        batch=config.teacher_batch,
-        rate=config.teacher_rate,
-        seed=config.seed,
-        bfloat16=config.bfloat16,
-        say=say,
-    )
-    fresh = GlyphPictures("train", seed=config.seed + 1, size=pictures.size)
-    right = accuracy(teacher, fresh, config.evaluate_pictures)
-    say(f"teacher: names {right:.1%} of glyph patches on new pictures")
-    log("teacher", accuracy=right, classes=teacher.classes)
-    run.write_tensors(path, teacher.state_dict())
-    return teacher.to(device)
+def idle(model: TokenFlowTokenizer) -> None:
+    """Take the semantic decoder out of training, where no teacher asks for it."""
+    model.semantic_decoder.requires_grad_(False)
+    model.semantic_target_head.requires_grad_(False)
 
 
-def _loop(
-    state: State,
-    config: TrainConfig,
-    teacher: Teacher,
-    pictures: GlyphPictures,
-    heldout: Tensor,
-    folder: Path,
-    log: run.Log,
-    say: Say,
-) -> dict[str, float]:
-    """Train until the limit; evaluates and saves on the way and at the end."""
-    before, start = state.seconds, time.monotonic()
-    evaluated = saved = state.seconds
-    progress = config.progress(state.step, state.seconds)
-    window: list[dict[str, float]] = []
-    while progress < 1:
-        facts = train_step(state, config, teacher, pictures, progress)
-        state.seconds = before + time.monotonic() - start
-        progress = config.progress(state.step, state.seconds)
-        window.append(facts)
-        if state.step % 50 == 0 or progress >= 1:
-            log("step", step=state.step, seconds=state.seconds, **_mean(window))
-            window.clear()
-        if state.seconds - evaluated >= config.evaluate_every and progress < 1:
-            evaluated = state.seconds
-            _report(state, config, heldout, facts, log, say)
-        if state.seconds - saved >= config.save_every and progress < 1:
-            saved = state.seconds
-            _save(state, folder)
-    _save(state, folder)
-    return _report(state, config, heldout, {}, log, say)
+def outer_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the members of every list of modules that is not inside another list."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        inner = child.children() if isinstance(child, nn.ModuleList) else None
+        found += outer_blocks(child) if inner is None else inner
+    return tuple(found)
 
 
-def _mean(window: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(f[name] for f in window) / len(window) for name in window[0]}
+class frozen:
+    """Keep a module's parameters from taking a gradient, while a block runs.
 
-
-def train_step(
-    state: State,
-    config: TrainConfig,
-    teacher: Teacher,
-    pictures: GlyphPictures,
-    progress: float,
-) -> dict[str, float]:
-    """Make one step; returns the losses and what goes with them.
-
-    Pictures, dropped scale and revived entries depend on the recipe's seed and the
-    step alone, so a resumed run goes on as it would have.
+    Args:
+        module: The module, or None for nothing.
     """
-    draw = random.Random(config.seed * 1_000_003 + state.step)
-    if state.step in config.fill_at:
-        _gradients(state, config, teacher, pictures)
-        state.reviver.fill(state.optimizer, draw.randrange(2**31))
-    losses, gradients = _gradients(state, config, teacher, pictures)
-    if not math.isfinite(losses["loss"]):
-        raise FloatingPointError(
-            f"train: the loss must be finite, got {losses['loss']} at step {state.step}"
-        )
-    for parameter, gradient in gradients.items():
-        parameter.grad = gradient
-    norm = nn.utils.clip_grad_norm_(list(gradients), config.clip)
-    rate = _rate(config, state.step, progress)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate * group["share"]
-    state.optimizer.step()
-    revived = state.reviver.step(
-        state.optimizer,
-        draw.randrange(2**31),
-        revive=config.revive_after > 0 and progress < config.revive_until,
-    )
-    state.step += 1
-    _move_average(state, config.ema)
-    return {**losses, "gradient": norm.item(), "rate": rate, "revived": revived}
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        """Freeze."""
+        if self.module is not None:
+            self.module.requires_grad_(False)
+
+    def __exit__(self, *error: object) -> None:
+        """Let learn again."""
+        if self.module is not None:
+            self.module.requires_grad_(True)
 
 
-def _gradients(
-    state: State, config: TrainConfig, teacher: Teacher, pictures: GlyphPictures
-) -> tuple[dict[str, float], dict[nn.Parameter, Tensor]]:
-    """Return the step's mean losses and gradients, each thread doing its share.
-
-    Threads rather than torch's own: two half batches wait for each other once a step,
-    two halves of every convolution hundreds of times, which a busy machine punishes.
-    """
-    device = state.reviver.idle.device
-    parameters = [p for p in state.model.parameters() if p.requires_grad]
-    share = config.batch // config.threads
-
-    def work(part: int) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
-        if config.threads > 1:
-            torch.set_num_threads(1)  # of this thread alone
-        state.reviver.name_part(part)
-        first = state.step * config.batch + part * share
-        images = as_input(draw_batch(pictures, first, share)["image"]).to(device)
-        draw = random.Random((config.seed * 1_000_003 + state.step) * 64 + part)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            losses = compute_losses(state.model, teacher, images, config, draw)
-        found = torch.autograd.grad(losses["loss"], parameters, allow_unused=True)
-        return {name: value.item() for name, value in losses.items()}, found
-
-    if config.threads == 1:
-        parts = [work(0)]
-    else:
-        with ThreadPoolExecutor(config.threads) as pool:
-            parts = list(pool.map(work, range(config.threads)))
-    losses = {
-        name: sum(part[0][name] for part in parts) / len(parts) for name in parts[0][0]
-    }
-    gradients = {}
-    for i, parameter in enumerate(parameters):
-        found = [part[1][i] for part in parts if part[1][i] is not None]
-        if found:
-            gradients[parameter] = torch.stack(found).sum(0) / len(parts)
-    return losses, gradients
-
-
-def compute_losses(
-    model: TokenFlowTokenizer,
-    teacher: Teacher,
-    images: Tensor,
-    config: TrainConfig,
-    draw: random.Random,
-) -> dict[str, Tensor]:
-    """Return every loss by name and their weighted sum as "loss".
-
-    images: [B, 3, H, W] float32 in [-1, 1].
-    """
-    output = model(images, rng=draw)
-    redrawn = output.pixel_reconstruction.float()
-    with torch.no_grad():
-        target = teacher(images).float()
-    rebuilt = output.semantic_reconstruction.float()
-    losses = {
-        "squared": F.mse_loss(redrawn, images),
-        "semantic": (1 - F.cosine_similarity(rebuilt, target, dim=-1)).mean(),
-        "vq": output.vq_loss,
-        "commitment": output.commitment_loss,
-        "entropy": output.entropy_loss,
-    }
-    total = losses["squared"] + config.semantic * losses["semantic"]
-    total = total + losses["vq"] + losses["commitment"] + losses["entropy"]
-    if config.l1:
-        losses["absolute"] = F.l1_loss(redrawn, images)
-        total = total + config.l1 * losses["absolute"]
-    return {"loss": total, **losses}
-
-
-def _rate(config: TrainConfig, step: int, progress: float) -> float:
-    warm = min(1.0, (step + 1) / max(config.warmup, 1))
-    fall = 0.5 * (1 + math.cos(math.pi * progress))
-    low = config.final_rate
-    return config.learning_rate * warm * (low + (1 - low) * fall)
-
-
-@torch.no_grad()
-def _move_average(state: State, decay: float) -> None:
-    """Move the average towards the weights; faster while it is young."""
-    share = 1 - min(decay, (1 + state.step) / (10 + state.step))
-    average = list(state.average.state_dict().values())
-    weights = list(state.model.state_dict().values())
-    for old, new in zip(average, weights, strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, share)
-        else:
-            old.copy_(new)
-
-
-@torch.no_grad()
-def quick_scores(model: TokenFlowTokenizer, images: Tensor) -> dict[str, float]:
-    """Return PSNR and codebook usage over uint8 pictures [N, 3, H, W]."""
-    device = next(model.parameters()).device
-    counts = torch.zeros(model.config.codebook_size, dtype=torch.int64)
-    values = []
-    for part in images.split(64):
-        encoded = model.encode(as_input(part).to(device))
-        redrawn = to_uint8(model.decode(encoded, output="pt").cpu())
-        values.append(psnr(redrawn, part))
-        counts += torch.bincount(encoded.indices.flatten().cpu(), minlength=len(counts))
-    return {"psnr": torch.cat(values).mean().item(), "usage": usage(counts)}
-
-
-def _report(
-    state: State,
-    config: TrainConfig,
-    heldout: Tensor,
-    facts: dict[str, float],
-    log: run.Log,
-    say: Say,
-) -> dict[str, float]:
-    """Judge the average on held-out pictures, log it and say it."""
-    state.average.eval()
-    scores = quick_scores(state.average, heldout)
-    log("heldout", step=state.step, seconds=state.seconds, **scores)
-    loss = f", loss {facts['loss']:.4f}" if facts else ""
-    say(
-        f"{state.seconds / 60:5.1f} min, step {state.step}, "
-        f"{state.step * config.batch} pictures{loss}: "
-        f"held-out {scores['psnr']:.2f} dB, usage {scores['usage']:.1%}"
-    )
-    return scores
+def grid(images: Tensor, redrawn: Tensor) -> Image.Image:
+    """Return originals over redrawn pictures, uint8 [n, 3, R, R] each, as one."""
+    rows = [torch.cat(list(pictures), dim=2) for pictures in (images, redrawn)]
+    sheet = torch.cat(rows, dim=1).permute(1, 2, 0).contiguous()
+    return Image.fromarray(sheet.numpy())

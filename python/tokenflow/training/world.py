@@ -103,5 +103,6 @@ def join(device: str = "cpu") -> Iterator[World]:
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield World(rank, size, place)
+        dist.barrier()  # nobody leaves while another still reads from it
     finally:
         dist.destroy_process_group()

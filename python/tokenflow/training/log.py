@@ -1,0 +1,143 @@
+"""What a run tells: a line per event in log.jsonl, a progress bar, TensorBoard.
+
+The first process writes and speaks, the others are silent. log.jsonl is always there;
+the other two are for people. Pictures go to RUN/pictures as PNG files.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokenflow._files import writing
+
+LOG = "log.jsonl"
+
+
+class Log:
+    """The voice of one run.
+
+    Args:
+        folder: RUN, made if need be.
+        tensorboard: Write events to RUN/tensorboard too, where it is installed.
+        bar: Show a progress bar on stderr; None for "if that is a terminal".
+        silent: For all processes but the first: nothing is written or said.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool = False,
+        bar: bool | None = None,
+        silent: bool = False,
+    ) -> None:
+        self.folder, self.silent = folder, silent
+        self._bar: Any = None
+        self._wants_bar = sys.stderr.isatty() if bar is None else bar
+        self._writer: Any = None
+        self._start = time.monotonic()
+        if silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self.say("TensorBoard is not installed; log.jsonl has everything")
+            else:
+                self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def say(self, line: str) -> None:
+        """Write one line for people to stderr, above the bar."""
+        if self.silent:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Write one line of log.jsonl: {"event": name, facts}, floats to 6 digits.
+
+        Numbers go to TensorBoard as well, under name/fact, where there is a "step".
+        """
+        if self.silent:
+            return
+        rounded = {
+            key: float(f"{value:.6g}") if isinstance(value, float) else value
+            for key, value in facts.items()
+        }
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({"event": name, **rounded}, ensure_ascii=False) + "\n"
+            )
+        if self._writer is not None and "step" in facts:
+            for key, value in facts.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._writer.add_scalar(f"{name}/{key}", value, facts["step"])
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Write RUN/pictures/<name>-<step>.png, and show it in TensorBoard."""
+        if self.silent:
+            return
+        with writing(self.folder / "pictures" / f"{name}-{step:08d}.png") as beside:
+            picture.save(beside, format="PNG")
+        if self._writer is not None:
+            import numpy as np
+
+            pixels = np.asarray(picture.convert("RGB"))
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def progress(self, share: float, step: int, pictures: int, **facts: float) -> None:
+        """Move the bar: share in [0, 1], with steps, pictures per second and losses.
+
+        `pictures` are those since the run (or its resumption) began.
+        """
+        if self.silent or not self._wants_bar:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=1.0,
+                initial=share,
+                file=sys.stderr,
+                bar_format="{percentage:5.1f}% |{bar}| {elapsed}, {remaining} to go"
+                "{postfix}",
+            )
+        speed = pictures / max(time.monotonic() - self._start, 1e-9)
+        shown = " ".join(f"{key} {value:.4g}" for key, value in facts.items())
+        self._bar.set_postfix_str(f"step {step}, {speed:.1f} img/s {shown}", False)
+        self._bar.update(share - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar and the event file."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of a run, in the order they were written.
+
+    A last line that a kill cut short is left out. After a resumption the steps between
+    the checkpoint and the kill are there twice; the later one counts.
+
+    Raises:
+        FileNotFoundError: There is no log.
+    """
+    path = folder / LOG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; is {folder} a training run?")
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events

@@ -1,0 +1,452 @@
+"""The training loop, for every task: batches in, steps, averages, checkpoints out.
+
+One step: for each micro batch and each part of the task, losses and gradients; then,
+part by part, the gradient is clipped and the optimizer steps; the task tends to what
+has no gradient (its codebook); the average moves. On the way the averaged weights are
+judged on held-out pictures, and checkpoints are saved. All that is random is a pure
+function of the seed, the step and a name, on any number of processes, so a resumed run
+is the run it would have been.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tokenflow.training import state as states
+from tokenflow.training.average import Average
+from tokenflow.training.config import write
+from tokenflow.training.log import Log
+from tokenflow.training.optimizers import (
+    OptimizerConfig,
+    build_optimizer,
+    clip_gradient,
+    set_rate,
+)
+from tokenflow.training.parallel import KINDS, Part, recompute
+from tokenflow.training.state import Checkpoints
+from tokenflow.training.world import World
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """For how long, in what steps, and what is kept of it.
+
+    Args:
+        seed: Of weights, pictures, order and everything else that is drawn.
+        batch: Samples per step, over all processes and micro batches.
+        accumulate: Micro batches a step is split into.
+        steps: Step limit.
+        minutes: Time limit; at least one limit is needed, the nearer one counts. Runs
+            that end by the clock are not repeatable.
+        precision: "float32", "bfloat16" or "float16" (autocast; weights stay float32).
+        parallel: "ddp" or "fsdp", where torchrun started several processes.
+        recompute: Compute activations again in backward: less memory, more time.
+        average: Share of the averaged weights kept at each step, 0 for no average.
+        log_every: Steps between lines of the log.
+        evaluate_every: Steps between looks at held-out samples, 0 for at the end only.
+        save_every: Steps between checkpoints, 0 for at the end only.
+        keep: Checkpoints that stay on the disk.
+        tensorboard: Write TensorBoard events too.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    seed: int = 0
+    batch: int = 16
+    accumulate: int = 1
+    steps: int | None = None
+    minutes: float | None = None
+    precision: str = "float32"
+    parallel: str = "ddp"
+    recompute: bool = False
+    average: float = 0.999
+    log_every: int = 20
+    evaluate_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.steps is None and self.minutes is None:
+            raise ValueError("train: run.steps or run.minutes must be given")
+        for name in ("batch", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"train: run.{name} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("steps", "minutes", "evaluate_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"train: run.{name} must be at least 0, got {value}")
+        for name, allowed in (("precision", tuple(PRECISIONS)), ("parallel", KINDS)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"train: run.{name} must be one of {list(allowed)}, got {value!r}"
+                )
+        if not 0 <= self.average < 1:
+            raise ValueError(
+                f"train: run.average must be in [0, 1), got {self.average}"
+            )
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Return how much of the run is done, in [0, 1]; 1 ends it."""
+        done = [0.0]
+        if self.steps is not None:
+            done.append(step / self.steps if self.steps else 1.0)
+        if self.minutes is not None:
+            done.append(seconds / (60 * self.minutes) if self.minutes else 1.0)
+        return min(1.0, max(done))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is."""
+
+    step: int  # steps that were made before this one
+    progress: float  # in [0, 1]
+    seed: int
+    world: World
+
+    def rng(self, *names: Any) -> random.Random:
+        """Return a generator that depends on seed, step and names alone."""
+        return random.Random(f"{self.seed}/{self.step}/{'/'.join(map(str, names))}")
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    parts: dict[str, nn.Module]  # trained, in the order of their steps
+    kept: dict[str, nn.Module]  # in checkpoints, though no optimizer moves them
+    optimizers: dict[str, OptimizerConfig]  # of each part
+
+    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
+        """Return the parameters that FSDP must not spread."""
+
+    def blocks(self, part: str) -> tuple[nn.Module, ...]:
+        """Return the modules that FSDP gathers, and `recompute` recomputes, singly."""
+
+    def averaged(self) -> str:
+        """Return the name of the part whose average is judged and shipped."""
+
+    def batches(self, start: int, world: World) -> Iterator[Batch]:
+        """Yield this process's share of each step's batch, from step `start` on."""
+
+    def before_step(
+        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> None:
+        """Prepare for a step with the whole of this process's batch."""
+
+    def loss(
+        self, part: str, call: nn.Module, batch: Batch, moment: Moment
+    ) -> dict[str, Tensor]:
+        """Return the part's losses by name and their sum as "loss"; {} for no step.
+
+        `call` is the part, as a forward must go through it.
+        """
+
+    def after_step(
+        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> dict[str, float]:
+        """Tend to what has no gradient; returns facts for the log."""
+
+    def judge(self, log: Log, moment: Moment) -> dict[str, float]:
+        """Return held-out scores; the averaged weights are in place."""
+
+    def finish(self, folder: Path, world: World) -> None:
+        """Write the result to RUN; the averaged weights are in place."""
+
+
+class Recipe(Protocol):
+    """All that defines a run, a dataclass."""
+
+    run: RunConfig
+
+
+class Run:
+    """A task in training: what `fit` holds between two steps.
+
+    Args:
+        task: What is trained.
+        config: For how long, in what steps.
+        folder: RUN.
+        world: This process among the others.
+        log: Its voice.
+    """
+
+    def __init__(
+        self, task: Task, config: RunConfig, folder: Path, world: World, log: Log
+    ) -> None:
+        share = world.size * config.accumulate
+        if config.batch % share:
+            raise ValueError(
+                f"train: run.batch must be a multiple of {share}, the processes times "
+                f"run.accumulate, got {config.batch}"
+            )
+        self.task, self.config, self.world, self.log = task, config, world, log
+        self.step, self.seconds, self.broken = 0, 0.0, 0
+        self.parts: dict[str, Part] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, module in task.parts.items():
+            blocks = task.blocks(name)
+            if config.recompute:
+                recompute(blocks)
+            whole = task.whole(name)
+            self.parts[name] = Part(module, config.parallel, world, whole, blocks)
+            self.optimizers[name] = build_optimizer(module, task.optimizers[name])
+        module = task.parts[task.averaged()]
+        self.average = Average(module, config.average, task.whole(task.averaged()))
+        scaled = config.precision == "float16" and world.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=scaled)
+        self.checkpoints = Checkpoints(folder / "checkpoints", world, config.keep)
+
+    # one step
+
+    def moment(self) -> Moment:
+        """Return where the run is."""
+        progress = self.config.progress(self.step, self.seconds)
+        return Moment(self.step, progress, self.config.seed, self.world)
+
+    def make_step(self, batch: Batch) -> dict[str, float]:
+        """Make one step with this process's share of its batch; returns facts.
+
+        Raises:
+            FloatingPointError: A loss is no finite number.
+        """
+        moment = self.moment()
+        count = self.config.accumulate
+        facts: dict[str, float] = {}
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.task.before_step(batch, self.optimizers, moment)
+        moved = set()
+        for i, micro in enumerate(_split(batch, count)):
+            for name, part in self.parts.items():
+                with part.accumulating(i == count - 1):
+                    losses = self._losses(name, part, micro, moment)
+                    if not losses:
+                        continue
+                    moved.add(name)
+                    self.scaler.scale(losses["loss"] / count).backward()
+                for key, value in losses.items():
+                    label = key if name == self.task.averaged() else f"{name}/{key}"
+                    facts[label] = facts.get(label, 0.0) + value.item() / count
+        if not all(math.isfinite(value) for value in facts.values()):
+            raise FloatingPointError(
+                f"train: losses must be finite, got {facts} at step {self.step}"
+            )
+        for name in (n for n in self.parts if n in moved):
+            facts |= self._move(name, moment)
+        self.scaler.update()
+        facts |= self.task.after_step(self.optimizers, moment)
+        self.average.update(self.step)
+        self.step += 1
+        return facts
+
+    def _losses(
+        self, name: str, part: Part, batch: Batch, moment: Moment
+    ) -> dict[str, Tensor]:
+        dtype = PRECISIONS[self.config.precision]
+        with torch.autocast(
+            self.world.device.type, dtype, enabled=dtype != torch.float32
+        ):
+            return self.task.loss(name, part.call, batch, moment)
+
+    def _move(self, name: str, moment: Moment) -> dict[str, float]:
+        """Clip one part's gradient and step its optimizer."""
+        config, optimizer = self.task.optimizers[name], self.optimizers[name]
+        self.parts[name].finish_gradients()
+        self.scaler.unscale_(optimizer)
+        norm = clip_gradient(self.parts[name].module, config.clip)
+        rate = config.rate(moment.step, moment.progress)
+        set_rate(optimizer, rate)
+        self.scaler.step(optimizer)
+        start = "" if name == self.task.averaged() else f"{name}/"
+        return {f"{start}gradient": norm.item(), f"{start}rate": rate}
+
+    # checkpoints
+
+    def tensors(self) -> states.Tensors:
+        """Return everything that changes while training, by name."""
+        found = states.random_tensors(self.world)
+        for kind, modules in (("part", self.task.parts), ("kept", self.task.kept)):
+            for name, module in modules.items():
+                for key, value in module.state_dict().items():
+                    found[f"{kind}/{name}/{key}"] = value
+        for name, optimizer in self.optimizers.items():
+            named = dict(self.task.parts[name].named_parameters())
+            found |= states.optimizer_tensors(name, optimizer, named)
+        for key, value in self.average.values.items():
+            found[f"average/{key}"] = value
+        facts = {"step": self.step, "seconds": self.seconds, "broken": self.broken}
+        found["facts"] = states.as_tensor([facts, self.scaler.state_dict()])
+        return found
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        for part in self.parts.values():
+            part.share_buffers()
+        self.checkpoints.save(self.step, self.tensors())
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: It is not of such a run, or a part is missing.
+            OSError: It is damaged.
+        """
+        held = self.checkpoints.index(path)
+        for name, optimizer in self.optimizers.items():
+            named = dict(self.task.parts[name].named_parameters())
+            states.remember(name, optimizer, named, held)
+        tensors = states.keep_random(self.tensors(), held)
+        self.checkpoints.load(path, tensors)
+        facts, scaler = states.as_facts(tensors["facts"])
+        self.step, self.seconds = facts["step"], facts["seconds"]
+        self.broken = facts["broken"]
+        self.scaler.load_state_dict(scaler)
+        if f"random/{self.world.rank}/torch" in tensors:
+            states.set_random(tensors, self.world)
+
+
+def _split(batch: Batch, count: int) -> Iterator[Batch]:
+    """Yield `count` equal parts of a batch; what is no list or tensor is in each."""
+    for i in range(count):
+        part = {}
+        for key, value in batch.items():
+            if isinstance(value, Tensor | list):
+                size = len(value) // count
+                value = value[i * size : (i + 1) * size]
+            part[key] = value
+        yield part
+
+
+def fit(
+    make: Callable[[Callable[[str], None]], Task],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    world: World | None = None,
+    resume: bool = False,
+    bar: bool | None = None,
+) -> dict[str, Any]:
+    """Train a task and write what comes of it to `folder`.
+
+    Args:
+        make: Makes the task; is given what takes a line for people.
+        recipe: Its `run` says for how long, in what steps; kept as RUN/recipe.yaml.
+        folder: RUN: recipe, log, checkpoints, pictures, result.
+        world: This process among the others; alone when None.
+        resume: Go on from the current checkpoint, or begin where there is none.
+        bar: Show a progress bar; None for "if stderr is a terminal".
+
+    Returns:
+        Facts of the run: steps, samples, minutes, broken samples, the last scores.
+
+    Raises:
+        FileExistsError: A checkpoint is there and `resume` is False.
+        ValueError: The checkpoint there is not of such a run.
+        FloatingPointError: A loss is no finite number.
+    """
+    world, config = world or World(), recipe.run
+    found = Checkpoints(folder / "checkpoints", world, config.keep).current()
+    if found is not None and not resume:
+        raise FileExistsError(
+            f"train: {found} is of an earlier run; resume it, or name a new folder"
+        )
+    states.seed_random(config.seed, world)
+    log = Log(folder, tensorboard=config.tensorboard, bar=bar, silent=not world.first)
+    try:
+        run = Run(make(log.say), config, folder, world, log)
+        if world.first:
+            write(folder, recipe)
+        if found is None:
+            log.event("start", seed=config.seed, processes=world.size)
+        else:
+            run.resume(found)
+            log.event("resume", step=run.step, seconds=run.seconds)
+        sizes = {
+            n: sum(p.numel() for p in m.parameters()) for n, m in run.task.parts.items()
+        }
+        shown = ", ".join(f"{n} {size / 1e6:.2f}" for n, size in sizes.items())
+        log.say(f"parameters in millions: {shown}; from step {run.step}")
+        return _go(run, folder)
+    finally:
+        log.close()
+
+
+def _go(run: Run, folder: Path) -> dict[str, Any]:
+    """Make steps until the limit; judge and save on the way and at the end."""
+    task, config, world, log = run.task, run.config, run.world, run.log
+    before, first, start = run.seconds, run.step, time.monotonic()
+    batches = task.batches(run.step, world)
+    window: list[dict[str, float]] = []
+    while run.moment().progress < 1:
+        batch = {
+            key: value.to(world.device) if isinstance(value, Tensor) else value
+            for key, value in next(batches).items()
+        }
+        run.broken += int(world.sum(torch.tensor(batch.pop("broken", 0))))
+        window.append(run.make_step(batch))
+        seconds = before + time.monotonic() - start
+        run.seconds = world.same(seconds) if config.minutes is not None else seconds
+        last = run.moment().progress >= 1
+        if run.step % config.log_every == 0 or last:
+            facts = _mean(window, world)
+            log.event("step", step=run.step, seconds=run.seconds, **facts)
+            pictures = (run.step - first) * config.batch
+            log.progress(run.moment().progress, run.step, pictures, loss=facts["loss"])
+            window.clear()
+        if _due(run.step, config.evaluate_every) and not last:
+            _judge(run)
+        if _due(run.step, config.save_every) and not last:
+            run.save()
+    run.save()
+    with run.average.in_place():
+        task.finish(folder, world)
+    facts = {
+        "steps": run.step,
+        "samples": run.step * config.batch,
+        "minutes": run.seconds / 60,
+        "broken": run.broken,
+        **_judge(run),
+    }
+    log.event("end", **facts)
+    return facts
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _mean(window: list[dict[str, float]], world: World) -> dict[str, float]:
+    """Return each fact's mean over the steps that have it and over the processes."""
+    names = sorted({name for facts in window for name in facts})
+    rows = [[facts[n] for facts in window if n in facts] for n in names]
+    means = torch.tensor([sum(row) / len(row) for row in rows], dtype=torch.float64)
+    return dict(zip(names, world.mean(means.to(world.device)).tolist(), strict=True))
+
+
+def _judge(run: Run) -> dict[str, float]:
+    """Judge the average, log the scores and say them."""
+    with run.average.in_place():
+        scores = run.task.judge(run.log, run.moment())
+    run.log.event("heldout", step=run.step, seconds=run.seconds, **scores)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+    run.log.say(f"{run.seconds / 60:6.1f} min, step {run.step}: {shown}")
+    return scores

@@ -1,0 +1,239 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder that torch.distributed.checkpoint writes: trained parts,
+optimizers, the average, codebook health, the loss scale, the counters, and for every
+process the state of its random generators. It is written beside its place and moved
+there when it is whole, and only then does the file `current` name it; a run that is
+killed, or finds the disk full, at any moment leaves the one before. Reading asks for
+every tensor and refuses a checkpoint that lacks one or holds another.
+
+    RUN/checkpoints/current              the name of the newest whole one
+    RUN/checkpoints/step-00001000/       one file per process, and an index
+
+Source: torch.distributed.checkpoint. Its index is a pickle: read only checkpoints
+that you made or trust as you trust a program.
+"""
+
+import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
+
+from tokenflow._files import writing
+from tokenflow.training.world import World
+
+Tensors = dict[str, Tensor]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: RUN/checkpoints.
+        world: All its processes save and load together.
+        keep: How many of the newest stay on the disk.
+    """
+
+    def __init__(self, folder: Path, world: World, keep: int = 2) -> None:
+        self.folder, self.world, self.keep = folder, world, keep
+
+    def current(self) -> Path | None:
+        """Return the newest whole checkpoint, None where there is none.
+
+        Raises:
+            FileNotFoundError: `current` names one that is gone.
+        """
+        name = self.folder / "current"
+        if not name.is_file():
+            return None
+        path = self.folder / name.read_text(encoding="utf-8").strip()
+        if not path.is_dir():
+            raise FileNotFoundError(f"train: {name} names {path}, which is not there")
+        return path
+
+    def save(self, step: int, tensors: Tensors) -> Path:
+        """Write a checkpoint whole or not at all, and make it the current one.
+
+        Args:
+            step: Steps that were made.
+            tensors: By name; spread ones (DTensor) are written by their owners, equal
+                names on several processes once.
+
+        Raises:
+            OSError: It could not be written; the one before is still the current one.
+        """
+        path = self.folder / f"step-{step:08d}"
+        beside = self.folder / f".{path.name}.part"
+        if self.world.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.part"):  # of runs that were killed
+                shutil.rmtree(left)
+        self.world.wait()
+        try:
+            with _quiet():
+                dcp.save(tensors, checkpoint_id=beside, no_dist=self.world.size == 1)
+        except BaseException as error:
+            if self.world.first:
+                shutil.rmtree(beside, ignore_errors=True)
+            if isinstance(error, Exception | CheckpointException):
+                raise OSError(f"train: could not write {path} ({error})") from error
+            raise
+        if self.world.first:
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(beside, path)
+            with writing(self.folder / "current") as text:
+                text.write_text(path.name + "\n", encoding="utf-8")
+            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.world.wait()
+        return path
+
+    def load(self, path: Path, tensors: Tensors) -> None:
+        """Fill these tensors, in place, from a checkpoint that holds exactly them.
+
+        Random states of more or fewer processes may be there.
+
+        Raises:
+            ValueError: The checkpoint lacks a tensor, holds one that is not asked for,
+                or one of another shape; the first names are in the message.
+            OSError: A file of it is missing or damaged.
+        """
+        held = self.index(path)
+        lacks = sorted(tensors.keys() - held.keys())
+        more = sorted(n for n in held.keys() - tensors.keys() if not _is_random(n))
+        other = sorted(
+            name
+            for name, value in tensors.items()
+            if name in held and tuple(held[name].size) != tuple(value.shape)
+        )
+        for names, what in (
+            (lacks, "lacks"),
+            (more, "holds, and this run has not,"),
+            (other, "holds in another shape"),
+        ):
+            if names:
+                raise ValueError(
+                    f"train: {path} must hold this run's state; it {what} "
+                    f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+                )
+        try:
+            with _quiet():
+                dcp.load(tensors, checkpoint_id=path, no_dist=self.world.size == 1)
+        except (Exception, CheckpointException) as error:
+            raise OSError(f"train: could not read {path} ({error})") from error
+
+    def index(self, path: Path) -> dict[str, Any]:
+        """Return what a checkpoint holds: name → torch's metadata, with `size`."""
+        try:
+            return dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        except (Exception, CheckpointException) as error:
+            raise OSError(f"train: could not read {path} ({error})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from remarking that a single process saves alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+        yield
+
+
+def optimizer_tensors(
+    name: str, optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]
+) -> Tensors:
+    """Return the optimizer's memory, "optimizer/<part>/<parameter>/<what>"."""
+    return {
+        f"optimizer/{name}/{parameter}/{what}": value
+        for parameter, tensor in parameters.items()
+        for what, value in optimizer.state.get(tensor, {}).items()
+    }
+
+
+def remember(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, Tensor],
+    held: dict[str, Any],
+) -> None:
+    """Make room for the memory that a checkpoint holds, so that `load` fills it."""
+    for parameter, tensor in parameters.items():
+        start = f"optimizer/{name}/{parameter}/"
+        memory = {}
+        for key in held:
+            if key.startswith(start) and "/" not in key[len(start) :]:
+                size = tuple(held[key].size)
+                memory[key[len(start) :]] = (
+                    torch.zeros_like(tensor)
+                    if size == tuple(tensor.shape)
+                    else torch.zeros(size, dtype=held[key].properties.dtype)
+                )
+        if memory:
+            optimizer.state[tensor] = memory
+
+
+def as_tensor(facts: Any, size: int = 4096) -> Tensor:
+    """Return what JSON can hold as bytes in a uint8 tensor of a fixed size."""
+    text = json.dumps(facts).encode()
+    if len(text) > size:
+        raise ValueError(f"train: facts must fit {size} bytes, got {len(text)}")
+    return torch.tensor(list(text.ljust(size)), dtype=torch.uint8)
+
+
+def as_facts(tensor: Tensor) -> Any:
+    """Return what `as_tensor` was given."""
+    return json.loads(bytes(tensor.tolist()).decode())
+
+
+def seed_random(seed: int, world: World) -> None:
+    """Seed this process's generators, each process's differently."""
+    random.seed(f"{seed}/{world.rank}")
+    torch.manual_seed(random.getrandbits(63))
+
+
+def random_tensors(world: World) -> Tensors:
+    """Return the states of this process's random generators."""
+    start = f"random/{world.rank}"
+    kind, words, gauss = random.getstate()
+    found = {
+        f"{start}/torch": torch.get_rng_state(),
+        f"{start}/python": as_tensor([kind, words, gauss], 8192),
+    }
+    if world.device.type == "cuda":
+        found[f"{start}/cuda"] = torch.cuda.get_rng_state(world.device)
+    return found
+
+
+def set_random(tensors: Tensors, world: World) -> None:
+    """Set the generators to the states in `tensors`, as `random_tensors` names them."""
+    start = f"random/{world.rank}"
+    torch.set_rng_state(tensors[f"{start}/torch"])
+    kind, words, gauss = as_facts(tensors[f"{start}/python"])
+    random.setstate((kind, tuple(words), gauss))
+    if world.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"{start}/cuda"], world.device)
+
+
+def keep_random(tensors: Tensors, held: dict[str, Any]) -> Tensors:
+    """Leave out random states the checkpoint has not, where the run has grown."""
+    lacks = [n for n in tensors if _is_random(n) and n not in held]
+    if lacks and any(_is_random(n) for n in held):
+        warnings.warn(
+            "train: the checkpoint is of fewer processes; the new ones keep their own "
+            "random states",
+            stacklevel=2,
+        )
+    return {n: v for n, v in tensors.items() if n not in lacks}
+
+
+def _is_random(name: str) -> bool:
+    return name.startswith("random/")
