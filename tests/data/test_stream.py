@@ -16,6 +16,15 @@ from PIL import Image
 from tokenflow.data import BrokenPicture
 from tokenflow.data.stream import Stream
 
+RAMP = torch.arange(8, dtype=torch.uint8).expand(3, 8, 8)
+
+
+class Ramp(Numbered):
+    """From black at the left; mirrored, it starts with 7."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "image": RAMP}
+
 
 class Pictures:
     """Twenty PIL pictures of different shapes, number 4 and 9 broken."""
@@ -169,17 +178,17 @@ def test_an_epoch_later_the_same_picture_is_cut_elsewhere():
     assert len({image.numpy().tobytes() for image in images}) > 4
 
 
+def test_the_draws_are_fixed_for_ever():
+    batch = Stream(Ramp(5, broken={2}), size=8, batch=12, seed=3).read(1)
+    assert batch["index"].tolist() == [4, 3, 1, 1, 3, 4, 4, 0, 4, 3, 1, 0]
+    assert batch["image"][:, 0, 0, 0].tolist() == [0, 0, 7, 7, 7, 7, 0, 7, 0, 7, 7, 0]
+
+
 def test_about_half_are_mirrored_and_flip_false_mirrors_none():
-    ramp = torch.arange(8, dtype=torch.uint8).expand(3, 8, 8)
-
-    class Ramp(Numbered):
-        def __getitem__(self, index):
-            return {"image": ramp}
-
     mirrored = Stream(Ramp(9), size=8, batch=400).read(0)["image"][:, 0, 0, 0] == 7
     assert 160 < mirrored.sum() < 240
     plain = Stream(Ramp(9), size=8, batch=40, flip=False).read(0)["image"]
-    assert torch.equal(plain, ramp.expand(40, 3, 8, 8))
+    assert torch.equal(plain, RAMP.expand(40, 3, 8, 8))
 
 
 def test_a_broken_picture_is_replaced_and_counted():

@@ -127,8 +127,9 @@ class Stream:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of steps start, start + 1, …"""
         if self.workers:
-            return self._from_workers()
-        return map(self.read, itertools.count(self.start))
+            yield from self._from_workers()
+        for step in itertools.count(self.start):
+            yield self.read(step)
 
     def read(self, step: int) -> dict[str, Any]:
         """Return the batch of one step, read in this process."""
@@ -152,8 +153,9 @@ class Stream:
             num_workers=self.workers,
             generator=torch.Generator(),  # the global one is left as it is
         )
-        pieces = iter(loader)
+        pieces = None
         try:
+            pieces = iter(loader)
             while True:
                 yield _join([next(pieces) for _ in range(self._pieces)])
         except RuntimeError as error:
@@ -164,7 +166,8 @@ class Stream:
                 f"memory (/dev/shm)? Fewer workers need less. ({error})"
             ) from error
         finally:  # now, not when the garbage collector finds the iterator
-            pieces._shutdown_workers()
+            if pieces is not None:
+                pieces._shutdown_workers()
 
     def _piece(self, piece: int) -> dict[str, Any]:
         """Read one piece; steps are `_pieces` of them each."""

@@ -175,7 +175,11 @@ def list_tar(path: Path) -> tuple[np.ndarray, list[str]]:
         file.seek(0)
         try:
             _add_members(file, path.stat().st_size, found)
-        except tarfile.TarError as error:
+        except (
+            tarfile.TarError,
+            OSError,
+            ValueError,
+        ) as error:  # any may come of damage
             problems.append(f"{path}: {error}")
     whole = {key: sample for key, sample in found.items() if "at" in sample}
     odd = [sample["odd"] for key, sample in found.items() if key not in whole]
