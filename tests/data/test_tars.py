@@ -1,5 +1,6 @@
 """Tars: every sample by its offset, and as much of a damaged tar as can be read."""
 
+import contextlib
 import gzip
 import json
 import pickle
@@ -167,6 +168,27 @@ def test_a_tar_that_is_damaged_in_the_middle_is_used_up_to_there(tmp_path):
     ):
         source = Tars(path)
     assert len(source) == 2 and same(source[1]["image"], 1)
+
+
+@pytest.mark.filterwarnings("ignore:tars")
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_no_damage_stops_the_reading(tmp_path, kind):
+    members = {"ä" * 60 + f"/{i}.png": picture(i) for i in range(3)}
+    whole = make_tar(tmp_path / "a.tar", members, kind).read_bytes()
+    rng = np.random.default_rng(0)
+    read = 0
+    for _ in range(80):
+        stored = np.frombuffer(whole, np.uint8).copy()
+        stored[rng.integers(len(stored), size=5)] = rng.integers(0, 256, 5)
+        (tmp_path / "a.tar").write_bytes(stored)
+        samples, _ = tars.list_tar(tmp_path / "a.tar")
+        read += len(samples)
+        if len(samples):
+            source = Tars(tmp_path / "a.tar")
+            for index in range(len(source)):
+                with contextlib.suppress(BrokenPicture):
+                    source[index]
+    assert read > 20
 
 
 def test_a_tar_without_its_last_blocks_is_whole(tmp_path):

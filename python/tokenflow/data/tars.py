@@ -40,6 +40,7 @@ PACKED = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstandard",
 }
+DAMAGE = (tarfile.TarError, OSError, ValueError)  # what tarfile raises for it
 # Where the picture and the caption of a sample are; a caption at -1 is none.
 SAMPLE = np.dtype(
     [("at", "i8"), ("size", "i8"), ("text", "i8"), ("length", "i8"), ("json", "?")]
@@ -175,11 +176,7 @@ def list_tar(path: Path) -> tuple[np.ndarray, list[str]]:
         file.seek(0)
         try:
             _add_members(file, path.stat().st_size, found)
-        except (
-            tarfile.TarError,
-            OSError,
-            ValueError,
-        ) as error:  # any may come of damage
+        except DAMAGE as error:
             problems.append(f"{path}: {error}")
     whole = {key: sample for key, sample in found.items() if "at" in sample}
     odd = [sample["odd"] for key, sample in found.items() if key not in whole]
