@@ -102,6 +102,8 @@ def test_stand_ins_are_spread_over_the_source():
     found = {order.another(n, attempt) for n in range(40) for attempt in (1, 2, 3)}
     assert found == set(range(10))
     assert order.another(3, 1) == Order(10, seed=0).another(3, 1)
+    huge = [Order(10**9, seed).another(n, a) for seed, n, a in np.ndindex(2, 2, 2)]
+    assert len(set(huge)) == 8  # each of the three matters
 
 
 def test_a_key_depends_on_every_word_and_its_place():

@@ -73,6 +73,9 @@ def test_no_more_groups_are_kept_than_the_window(tmp_path):
     source = Parquet(make(tmp_path / "a.parquet", map(picture, range(12))), window=2)
     for index in (0, 3, 6, 9, 0):
         assert same(source[index]["image"], index) and len(source._kept) <= 2
+    for index in (0, 3, 0, 6):
+        source[index]
+    assert list(source._kept) == [0, 2]  # what was used last stays
 
 
 def test_a_stream_reads_each_group_once_an_epoch(tmp_path, monkeypatch):

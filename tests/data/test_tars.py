@@ -74,6 +74,15 @@ def test_the_parts_of_a_sample_may_lie_apart(tmp_path):
     assert [source[i]["caption"] for i in range(2)] == ["1", "2"]
 
 
+def test_the_first_picture_of_a_key_is_taken(tmp_path):
+    members = {"a.png": picture(0), "a.jpg": as_bytes(picture(1), "JPEG")}
+    path = make_tar(tmp_path / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("a.png"))
+    source = Tars(path)
+    assert len(source) == 1 and same(source[0]["image"], 0)
+
+
 def test_links_are_no_pictures(tmp_path):
     path = make_tar(tmp_path / "a.tar", {"a.png": picture(0)})
     with tarfile.open(path, "a") as tar:
