@@ -3,6 +3,7 @@
 On several devices or machines: `torchrun --nproc-per-node 8 -m tokenflow train …`.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,6 +89,8 @@ def _train(
     except KeyboardInterrupt:
         note(f"stopped; go on with --resume auto --out {folder}")
         raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", 0)):  # torchrun's others have nothing to add
+        return
     if as_json:
         say_json({"model": str(folder / "model"), **facts})
     else:

@@ -1,8 +1,9 @@
-"""Training of the tokenizer: a recipe, a teacher, a loop one reads in a sitting.
+"""Training: one loop for every task, and the tasks.
 
-`config` reads the recipe, `teacher` trains the small encoder that says what the
-semantic half should mean, `books` wakes entries nobody uses, `muon` moves the weights,
-`run` writes logs and checkpoints, `tokenizer` is the loop.
-Source: TokenFlow, arXiv:2412.03069, section 3, without its perceptual and
-adversarial losses.
+`config` reads recipes, `loop` trains what a task describes, `state` keeps checkpoints,
+`world` and `parallel` are for several processes, `optimizers`, `average` and `log` are
+what they say. `tokenizer` is the tokenizer's task, on `pictures`, against `losses`
+(with `perceptual` and `discriminator`), its books kept in use by `codebook`;
+`contrastive` trains a teacher for those who have none.
+Source: TokenFlow, arXiv:2412.03069, section 3.
 """
