@@ -10,6 +10,7 @@ from PIL import Image
 
 from tokenflow.evaluation import pictures
 from tokenflow.training import perceptual
+from tokenflow.training.losses import LossConfig, TokenizerLoss
 from tokenflow.training.perceptual import OrientedEnergy
 
 SIDE = 96
@@ -204,6 +205,16 @@ def test_the_measure_is_chosen_by_name(tmp_path):
         perceptual.make("lpips", heads="vgg.pth")
     with pytest.raises(FileNotFoundError, match="LPIPS: there is no file"):
         perceptual.make("lpips", tmp_path / "vgg16.pth", tmp_path / "vgg.pth")
+
+
+def test_lpips_is_read_from_both_paths(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        perceptual.LPIPS, "from_files", lambda *paths: given.append(paths)
+    )
+    perceptual.make("lpips", "vgg16.pth", heads="vgg.pth")
+    TokenizerLoss(LossConfig(vgg="vgg16.pth", heads="vgg.pth"))
+    assert given == [("vgg16.pth", "vgg.pth")] * 2
 
 
 def test_wrong_pictures_are_named(energy):

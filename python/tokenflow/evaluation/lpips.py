@@ -60,12 +60,11 @@ class LPIPS(nn.Module):
             f"features.{key}": value for key, value in made.trunk.named_parameters()
         }
         _fill(trunk, _read(vgg), vgg)
-        own = {f"lin{i}.model.1.weight": head for i, head in enumerate(made.heads)}
-        _fill(
-            {key: head.view(1, -1, 1, 1) for key, head in own.items()},
-            _read(heads),
-            heads,
-        )
+        rows = {
+            f"lin{i}.model.1.weight": head.view(1, -1, 1, 1)
+            for i, head in enumerate(made.heads)
+        }
+        _fill(rows, _read(heads), heads)
         return made
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:

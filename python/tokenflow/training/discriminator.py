@@ -97,8 +97,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 def _smallest(layers: int) -> int:
-    """Return the smallest side that gives one logit: two more before each of the last
-    two convolutions, doubled by each layer that halves."""
+    # Halved, 3 cells must be left: either convolution at the end takes one away.
     return 3 * 2**layers
 
 

@@ -149,10 +149,9 @@ class TokenizerLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the tokenizer's terms by name, as they are, and their sum as "loss".
 
-        The gradient reaches the discriminator's weights too, as everybody's does in
-        this game: clear it before the discriminator's own step. Give its own module
-        rather than a DistributedDataParallel around it, which would wait for that
-        gradient.
+        The gradient reaches the discriminator's weights too: clear it before the
+        discriminator's own step. A DistributedDataParallel around it would average
+        that gradient in vain; its module alone does as well here.
 
         Args:
             output: What the model returned for `images`; its losses come weighted.
