@@ -146,5 +146,3 @@ def draw_plan(category: str, split: str, rng: Rng) -> Plan:
         plan = Plan(category, groups, related)
         if _keeps_to(split, plan):
             return plan
-
-
