@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from training_rooms import Room
 
 from tokenflow.training.codebook import (
     CodebookConfig,
@@ -77,10 +78,11 @@ def vectors(rows):
 def test_the_observer_gets_what_each_token_was_compared_by():
     module = quantizer()
     got = []
-    module.observer = lambda *seen: got.append(seen)
+    module.observer = got.append
     features = torch.randn(3, 6, 4, 4, requires_grad=True)
     out = module(features)
-    ((rows, indices, pairs),) = got
+    ((given, rows, indices, pairs),) = got
+    assert torch.equal(given, features) and not given.requires_grad
     assert rows.shape == (3, 21, 6) and not rows.requires_grad
     assert pairs == ((1, 1), (2, 2), (4, 4)) and torch.equal(indices, out.indices)
     first = features.mean(dim=(2, 3)).split([4, 2], dim=1)
@@ -256,23 +258,41 @@ def test_kmeans_finds_separate_groups():
 
 @pytest.mark.parametrize("start", ["vectors", "kmeans"])
 def test_a_start_sets_both_halves_onto_what_occurs(start):
-    module = quantizer(64)
+    module = quantizer(64, scales=(4,))
     optimizer = adam(module)
-    module(torch.randn(2, 6, 4, 4)).vq_loss.backward()
-    optimizer.step()
-    learning = config(start=start, learning="ema")
-    health = CodebookHealth(module, learning)
     features = torch.randn(8, 6, 4, 4)
-    before = feed(health, features)
+    before = module(features)
+    before.vq_loss.backward()
+    optimizer.step()
+    health = CodebookHealth(module, config(start=start, learning="ema"))
+    feed(health, features)
     health.start(optimizer, Moment())
     after = feed(health, features)
-    assert after.vq_losses[0] < 0.7 * before.vq_losses[0]
-    assert len(after.indices[:, 0].unique()) == 8
+    assert after.vq_loss < 0.6 * before.vq_loss
+    cells = health.metric.read(features.permute(0, 2, 3, 1).flatten(0, 2))
+    apart = torch.cdist(torch.cat(module.books(), dim=1), cells).amin(dim=1)
+    assert apart.max() < (0.4 if start == "vectors" else 0.8)
+    assert len(after.indices.unique()) > 56 > len(before.indices.unique())
     for book in module.books():
         assert torch.allclose(book.norm(dim=1), torch.ones(64), atol=1e-5)
         for name in ("exp_avg", "exp_avg_sq"):
             assert optimizer.state[book][name].abs().max() == 0
     assert torch.equal(health.sums, torch.cat(module.books(), dim=1))
+
+
+@pytest.mark.parametrize("start", ["vectors", "kmeans"])
+def test_a_start_does_not_depend_on_the_entries_before_it(start):
+    features = torch.randn(8, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    books = []
+    for scales in ((1, 2, 4), (4,)):
+        module = quantizer(scales=scales)
+        if len(scales) == 1:
+            module.reset_parameters()
+        health = CodebookHealth(module, config(start=start))
+        feed(health, features)
+        health.start(adam(module), Moment())
+        books.append(torch.cat(module.books(), dim=1))
+    assert torch.equal(*books)
 
 
 def test_starts_are_due_when_the_config_says():
@@ -360,7 +380,7 @@ def test_only_entries_unused_long_enough_are_woken_and_nothing_is_remembered():
     woken = (health.unseen[0] == 1 << 30) & (health.idle == 0) & changed
     assert woken.sum() == 5 and not woken[used].any()
     got = []
-    module.observer = lambda rows, *_: got.append(rows)
+    module.observer = lambda seen: got.append(seen.rows)
     set_books(module, *(book.tolist() for book in before))
     module(features)
     rows = got[0][0]
@@ -534,32 +554,6 @@ def test_micro_batches_change_nothing(mode):
         assert any(facts["revived"] for _, facts in whole[0])
 
 
-class Room:
-    """Where threads meet that stand for processes: `worlds` are theirs."""
-
-    def __init__(self, size):
-        self.given, self.barrier = [None] * size, threading.Barrier(size, timeout=30)
-        self.worlds = [Meeting(rank, size, room=self) for rank in range(size)]
-
-    def exchange(self, rank, tensor):
-        self.given[rank] = tensor
-        self.barrier.wait()
-        all_given = [tensor.clone() for tensor in self.given]
-        self.barrier.wait()
-        return all_given
-
-
-@dataclass(frozen=True)
-class Meeting(World):
-    room: Room | None = None
-
-    def sum(self, tensor):
-        return torch.stack(self.room.exchange(self.rank, tensor)).sum(dim=0)
-
-    def gather(self, tensor):
-        return torch.cat(self.room.exchange(self.rank, tensor))
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [2, 4])
 def test_any_split_of_the_batch_trains_the_same_books(size, mode):
@@ -604,20 +598,26 @@ def test_any_number_of_processes_trains_the_same_books(size, tmp_path):
 # features
 
 
-@pytest.mark.slow
 def test_centred_features_have_mean_0_and_unit_halves():
     from tokenflow.config import TokenFlowConfig
     from tokenflow.tokenizer.model import TokenFlowTokenizer
 
     torch.manual_seed(0)
-    tiny = {"codebook_size": 128}
-    model = TokenFlowTokenizer(TokenFlowConfig.preset("mini", **tiny))
-    side, width = model.config.image_size, model.config.semantic_dim
+    config = TokenFlowConfig.preset("mini", codebook_size=128)
+    whole, *parts = (TokenFlowTokenizer(config) for _ in range(3))
+    for part in parts:
+        part.load_state_dict(whole.state_dict())
+    side, width = config.image_size, config.semantic_dim
     images = torch.rand(4, 3, side, side) * 2 - 1
-    before = model.features(images)
-    centre_features(model, images)
-    after = model.features(images)
+    before = whole.features(images)
+    centre_features(whole, images)
+    after = whole.features(images)
     assert before.mean(dim=(0, 2, 3)).abs().max() > 1e-2
     assert after.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     for half in after.split([width, after.shape[1] - width], dim=1):
         assert (half.square().sum(dim=1).mean() - 1).abs() < 0.02
+    with ThreadPoolExecutor(2) as pool:  # two processes with half the pictures each
+        shares = images.split(2)
+        [*pool.map(centre_features, parts, shares, Room(2).worlds)]
+    for part in parts:
+        assert torch.allclose(part.features(images), after, atol=1e-5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +69,13 @@ torch.export.register_dataclass(
 )
 
 
-# Takes the compared vectors [B, L, D], their indices [B, L] and the scales used.
-Observer = Callable[[Tensor, Tensor, tuple[tuple[int, int], ...]], None]
+class Observed(NamedTuple):
+    """What one forward of `PyramidQuantizer` shows to its observer, all detached."""
+
+    features: Tensor  # [B, Ds + Dp, h, w], as they came
+    rows: Tensor  # [B, L, Ds + Dp], what each token was compared by
+    indices: Tensor  # [B, L] int64
+    scales: tuple[tuple[int, int], ...]  # those used
 
 
 class SharedBooks(nn.Module):
@@ -102,13 +107,12 @@ class SharedBooks(nn.Module):
             estimator is unknown.
 
     Attributes:
-        observer: Where set, `PyramidQuantizer.forward` calls it once, with what each
-            token was compared by (of unit length where `normalize` is set, detached),
-            the indices and the scales. It is no part of the state dict, but copies
-            of the module take it along.
+        observer: Where set, every forward of `PyramidQuantizer` calls it with an
+            `Observed`. It is no part of the state dict, but copies of the module
+            take it along.
     """
 
-    observer: Observer | None = None
+    observer: Callable[[Observed], object] | None = None
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from ..ops._numerics import readable
 from ..ops._scales import as_pairs
 from ..ops.pyramid import pyramid_lookup, pyramid_quantize
 from ..ops.quantize import quantize
-from .books import QuantizerOutput, SharedBooks
+from .books import Observed, QuantizerOutput, SharedBooks
 
 Scales = Sequence[int | Sequence[int]]
 
@@ -168,7 +168,8 @@ class PyramidQuantizer(SharedBooks):
             total = total + enlarged
             rest = rest - enlarged.detach()
         if self.observer is not None:
-            self.observer(torch.cat(seen, dim=1), indices, tuple(pairs))
+            rows = torch.cat(seen, dim=1)
+            self.observer(Observed(features.detach(), rows, indices, tuple(pairs)))
         return QuantizerOutput(
             indices, _with_value(total, quantized), *torch.stack(losses, dim=1)
         )

@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenflow.evaluation.metrics import perplexity
+from tokenflow.tokenizer.scales import token_counts
 from tokenflow.training.distinct import distinct
-from tokenflow.training.kmeans import Pairs, kmeans
+from tokenflow.training.kmeans import Metric, kmeans
 from tokenflow.training.rows import Rows
 from tokenflow.training.world import World
 from tokenflow_ext import code_histogram
 from tokenflow_ext.nn import PyramidQuantizer
+from tokenflow_ext.nn.books import Observed
 
 if TYPE_CHECKING:  # it takes seconds to import
     from tokenflow.tokenizer.model import TokenFlowTokenizer
@@ -58,11 +60,11 @@ class CodebookConfig:
             entry is the running mean of its vectors; the books then take no gradient
             and no optimizer moves them.
         decay: Share of the old mean kept at each step of "ema".
-        start: "random": as the model made them. "vectors": every entry on a vector.
-            "kmeans": entries on the centres of the vectors.
+        start: "random": as the model made them. "vectors": every entry on a cell of
+            the features. "kmeans": entries on the centres of those cells.
         start_at: Steps before which that is done; a later one finds better features.
         kmeans_rounds: How often centres move.
-        kmeans_vectors: Most vectors that centres are made of, over all processes.
+        kmeans_vectors: Most cells that centres are made of, over all processes.
         revive_after: Steps without use that make an entry dead; 0 wakes none.
         revive_most: Most entries set anew in one step.
         revive_until: Share of the training after which that stops.
@@ -144,9 +146,11 @@ class CodebookHealth(nn.Module):
         super().__init__()
         # In a list, so that its parameters are not ours.
         self._quantizer, self.config, self.say = [quantizer], config, say
-        self._seen: list[tuple[Tensor, Tensor, tuple[tuple[int, int], ...]]] = []
-        self.pairs = Pairs(
-            quantizer.semantic_width, quantizer.pixel_weight, quantizer.normalize
+        self._seen: list[Observed] = []
+        self.metric = Metric(
+            (quantizer.semantic_width, quantizer.pixel_width),
+            quantizer.pixel_weight,
+            quantizer.normalize,
         )
         books = quantizer.books()
         entries, device = quantizer.num_codes, books[0].device
@@ -171,23 +175,31 @@ class CodebookHealth(nn.Module):
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Take note of the quantizer's forwards while the block runs."""
-        self.quantizer.observer = lambda *seen: self._seen.append(seen)
+        self.quantizer.observer = self._seen.append
         try:
             yield
         finally:
             self.quantizer.observer = None
 
     def _rows(self, world: World) -> tuple[Rows, Tensor]:
-        """Return the vectors seen, picture after picture, and their indices [n]."""
-        book = self.quantizer.semantic_book
-        width = book.shape[1] + self.quantizer.pixel_width
-        rows = [book.new_zeros(0, width)]
-        indices = [torch.zeros(0, dtype=torch.int64, device=book.device)]
-        for vectors, at, _ in self._seen:
-            finite = (at >= 0).flatten()
-            rows.append(vectors.flatten(0, 1)[finite])
-            indices.append(at.flatten()[finite])
+        """Return what was compared, picture after picture, and its indices [n]."""
+        device = self.idle.device
+        rows = [torch.zeros(0, sum(self.metric.widths), device=device)]
+        indices = [torch.zeros(0, dtype=torch.int64, device=device)]
+        for seen in self._seen:
+            found = (seen.indices >= 0).flatten()  # the others are not finite
+            rows.append(seen.rows.flatten(0, 1)[found])
+            indices.append(seen.indices.flatten()[found])
         return Rows(torch.cat(rows), world), torch.cat(indices)
+
+    def _features(self, world: World) -> Rows:
+        """Return every cell of the features, as it would be compared."""
+        rows = [torch.zeros(0, sum(self.metric.widths), device=self.idle.device)]
+        rows += [
+            s.features.float().permute(0, 2, 3, 1).flatten(0, 2) for s in self._seen
+        ]
+        every = torch.cat(rows)
+        return Rows(self.metric.read(every[every.isfinite().all(dim=1)]), world)
 
     # before a step
 
@@ -197,29 +209,33 @@ class CodebookHealth(nn.Module):
 
     @torch.no_grad()
     def start(self, optimizer: torch.optim.Optimizer, moment: Moment) -> None:
-        """Set every entry by the vectors seen since the last call of ours.
+        """Set every entry by the features seen since the last call of ours.
+
+        The cells of the final grid are taken, as if there were no other scale: what
+        earlier scales leave over depends on the entries, and when all are replaced at
+        once, that no longer occurs.
 
         Args:
             optimizer: Its memory of the books is cleared.
             moment: The step that comes next.
 
         Raises:
-            ValueError: No vectors were seen.
+            ValueError: No features were seen.
         """
         rng = moment.rng("codebook", "start")
-        rows, _ = self._rows(moment.world)
+        rows = self._features(moment.world)
         self._seen.clear()
         entries = self.quantizer.num_codes
         if self.config.start == "kmeans":
             rows = rows.some(self.config.kmeans_vectors, rng)
             rounds = self.config.kmeans_rounds
-            values = kmeans(rows, self.pairs, entries, rounds, rng)
+            values = kmeans(rows, self.metric, entries, rounds, rng)
         else:
             values = rows.pick(rows.sample(entries, rng))
             noise = torch.Generator().manual_seed(rng.getrandbits(62))
             away = torch.randn(values.shape, generator=noise).to(values)
             length = NOISE * values.norm(dim=1).mean() / values.shape[1] ** 0.5
-            values = self.pairs.placed(values + length * away, values)
+            values = self.metric.placed(values + length * away, values)
         self._set(torch.arange(entries, device=values.device), values, optimizer)
 
     def _set(
@@ -229,7 +245,7 @@ class CodebookHealth(nn.Module):
 
         An optimizer's memory of a row is what it holds of a book's own length.
         """
-        halves = self.pairs.halves(values)
+        halves = self.metric.halves(values)
         for book, half in zip(self.quantizer.books(), halves, strict=True):
             book[entries] = half.to(book.dtype)
             for memory in optimizer.state.get(book, {}).values():
@@ -259,19 +275,22 @@ class CodebookHealth(nn.Module):
             anew, and "dead", how many others are unused for `revive_after` steps (for
             `window` steps where that is 0).
         """
-        rows, indices = self._rows(moment.world)
         self._count(moment.world)
-        self._seen.clear()
-        if self.config.learning == "ema" and rows.total:
-            self._average(rows, indices)
         dead = self.idle >= (self.config.revive_after or self.config.window)
-        entries = dead.nonzero().flatten()
-        revived = self._revive(entries, rows, optimizer, moment)
-        facts = {
-            **self._facts(),
-            "revived": float(revived),
-            "dead": float(len(entries) - revived),
-        }
+        dead = dead.nonzero().flatten()
+        revives = (
+            self.config.revive_after and moment.progress < self.config.revive_until
+        )
+        revived = 0
+        if self.config.learning == "ema" or (revives and len(dead)):
+            rows, indices = self._rows(moment.world)
+            if self.config.learning == "ema" and rows.total:
+                self._average(rows, indices)
+            if revives:
+                revived = self._revive(dead, rows, optimizer, moment)
+        self._seen.clear()
+        facts = self._facts()
+        facts |= {"revived": float(revived), "dead": float(len(dead) - revived)}
         self._warn(facts, moment)
         return facts
 
@@ -280,11 +299,11 @@ class CodebookHealth(nn.Module):
         names = [None, *self.quantizer.scales]
         counts = torch.zeros_like(self.shares, dtype=torch.int64)
         present = counts.new_zeros(len(names), 1)
-        for _, indices, pairs in self._seen:
-            counts[0] += code_histogram(indices, counts.shape[1])
+        for seen in self._seen:
+            counts[0] += code_histogram(seen.indices, counts.shape[1])
             present[0] = 1
-            parts = indices.split([height * width for height, width in pairs], dim=1)
-            for pair, part in zip(pairs, parts, strict=True):
+            parts = seen.indices.split(token_counts(seen.scales), dim=1)
+            for pair, part in zip(seen.scales, parts, strict=True):
                 if pair in names:
                     at = names.index(pair)
                     counts[at] += code_histogram(part, counts.shape[1])
@@ -306,9 +325,9 @@ class CodebookHealth(nn.Module):
         total = self.sizes.double().sum()
         smooth = total * (self.sizes + SMOOTHING) / (total + entries * SMOOTHING)
         before = torch.cat(self.quantizer.books(), dim=1).float()
-        means = self.pairs.placed(self.sums / smooth[:, None], before)
+        means = self.metric.placed(self.sums / smooth[:, None], before)
         used = counts > 0
-        halves = self.pairs.halves(means)
+        halves = self.metric.halves(means)
         for book, half in zip(self.quantizer.books(), halves, strict=True):
             book[used] = half[used].to(book.dtype)
 
@@ -320,11 +339,10 @@ class CodebookHealth(nn.Module):
         moment: Moment,
     ) -> int:
         """Set some of the dead entries [m] onto vectors; returns how many."""
-        over = moment.progress >= self.config.revive_until
-        if not self.config.revive_after or over or not len(dead) or not rows.total:
-            return 0
         rng = moment.rng("codebook", "revive")
         many = min(len(dead), self.config.revive_most, rows.total)
+        if not many:
+            return 0
         chosen = torch.tensor(rng.sample(range(len(dead)), many), device=dead.device)
         self._set(dead[chosen], rows.pick(rows.sample(many, rng)), optimizer)
         return many

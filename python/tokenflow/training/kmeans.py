@@ -26,22 +26,29 @@ BITS = 14  # of a value, when squared distances are whole numbers
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Metric:
     """How rows [semantic, pixel] are compared and averaged.
 
     Args:
-        width: Ds, of the semantic half.
+        widths: Ds and Dp, of the halves.
         pixel_weight: Weight of the pixel distance.
         normalize: Whether either half is a direction.
     """
 
-    width: int
+    widths: tuple[int, int]
     pixel_weight: float = 1.0
     normalize: bool = True
 
     def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return both halves: [n, D] → [n, Ds] and [n, Dp]."""
-        return rows[:, : self.width], rows[:, self.width :]
+        semantic, pixel = rows.split(self.widths, dim=1)
+        return semantic, pixel
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return rows [n, D] as they are compared: halves of unit length, or as is."""
+        if not self.normalize:
+            return rows
+        return torch.cat([F.normalize(half, dim=1) for half in self.halves(rows)], 1)
 
     def nearest(self, rows: Tensor, centres: Tensor) -> Tensor:
         """Return the nearest centre of each row: [n, D], [K, D] → [n] int64."""
@@ -74,7 +81,7 @@ class Pairs:
         """
         largest = max(1.0, self.pixel_weight)
         root = torch.full_like(centres[0], largest**-0.5)
-        root[self.width :] *= self.pixel_weight**0.5
+        root[self.widths[0] :] *= self.pixel_weight**0.5
         root *= 2.0 ** (BITS - rows.exponent)
         parts = [
             ((part - centres[at]) * root).round().long().square().sum(dim=1)
@@ -87,14 +94,14 @@ class Pairs:
 
 @torch.no_grad()
 def kmeans(
-    rows: Rows, pairs: Pairs, entries: int, rounds: int, rng: random.Random
+    rows: Rows, metric: Metric, entries: int, rounds: int, rng: random.Random
 ) -> Tensor:
     """Return centres of the rows, the same on every process and for any number of them.
 
     Args:
         rows: Vectors [semantic, pixel], float32; of unit length in either half where
             directions are compared.
-        pairs: How they are compared.
+        metric: How they are compared.
         entries: K, how many centres; more than there are rows makes some equal.
         rounds: How often rows are assigned and centres moved.
         rng: The same on every process.
@@ -105,32 +112,32 @@ def kmeans(
     Raises:
         ValueError: There are no rows.
     """
-    centres = _first(rows, pairs, entries, rng)
+    centres = _first(rows, metric, entries, rng)
     for _ in range(rounds):
-        nearest = pairs.nearest(rows.vectors, centres)
+        nearest = metric.nearest(rows.vectors, centres)
         counts = rows.world.sum(code_histogram(nearest, entries))
         means = rows.sums(nearest, entries) / counts.clamp_min(1)[:, None]
         used = (counts > 0)[:, None]
-        centres = torch.where(used, pairs.placed(means, centres), centres)
+        centres = torch.where(used, metric.placed(means, centres), centres)
         empty = (counts == 0).nonzero().flatten()
         if len(empty):
-            far = pairs.distances(rows, centres, nearest)
+            far = metric.distances(rows, centres, nearest)
             centres[empty] = rows.pick(rows.draw(far, len(empty), rng))
     return centres
 
 
-def _first(rows: Rows, pairs: Pairs, entries: int, rng: random.Random) -> Tensor:
+def _first(rows: Rows, metric: Metric, entries: int, rng: random.Random) -> Tensor:
     """Draw the centres to begin with: [K, D]."""
     share = -(-entries // DRAWS)
     centres = rows.pick(rows.sample(share, rng))
-    far = _to_nearest(rows, pairs, centres)
+    far = _to_nearest(rows, metric, centres)
     while len(centres) < entries:
         more = min(share, entries - len(centres))
         new = rows.pick(rows.draw(far, more, rng))
-        far = torch.minimum(far, _to_nearest(rows, pairs, new))
+        far = torch.minimum(far, _to_nearest(rows, metric, new))
         centres = torch.cat([centres, new])
     return centres[:entries]
 
 
-def _to_nearest(rows: Rows, pairs: Pairs, centres: Tensor) -> Tensor:
-    return pairs.distances(rows, centres, pairs.nearest(rows.vectors, centres))
+def _to_nearest(rows: Rows, metric: Metric, centres: Tensor) -> Tensor:
+    return metric.distances(rows, centres, metric.nearest(rows.vectors, centres))

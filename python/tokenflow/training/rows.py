@@ -29,12 +29,20 @@ class Rows:
 
     def __init__(self, vectors: Tensor, world: World) -> None:
         self.vectors, self.world = vectors, world
+        self._exponent: int | None = None
         size = torch.tensor([len(vectors)], device=vectors.device)
         sizes = world.gather(size).tolist()
         self.first, self.total = sum(sizes[: world.rank]), sum(sizes)
-        top = vectors.abs().max() if len(vectors) else vectors.new_zeros(())
-        top = float(world.gather(top.float().reshape(1)).max())
-        self.exponent = math.frexp(top)[1]  # every value is at most 2 ** exponent
+
+    @property
+    def exponent(self) -> int:
+        """The least with no value of any process above 2 ** exponent."""
+        if self._exponent is None:
+            values = self.vectors
+            top = values.abs().max() if len(values) else values.new_zeros(())
+            top = float(self.world.gather(top.float().reshape(1)).max())
+            self._exponent = math.frexp(top)[1]
+        return self._exponent
 
     def pick(self, numbers: Tensor) -> Tensor:
         """Return the rows of those numbers, on every process: [m] → [m, D]."""
