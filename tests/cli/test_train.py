@@ -1,4 +1,4 @@
-"""`tokenflow train tokenizer`: a recipe in, a model out; mistakes are told."""
+"""`tokenflow train`: a recipe in, a model out; mistakes are told."""
 
 import json
 
@@ -50,3 +50,39 @@ def test_a_missing_font_is_an_environment_error(run, recipe, tmp_path, monkeypat
     words = (recipe, "--out", tmp_path / "run")
     code, _, err = run("train", "tokenizer", *words)
     assert code == 3 and "fonts-noto-color-emoji" in err
+
+
+def test_a_teacher_is_trained_and_a_tokenizer_learns_from_it(
+    run, recipe, tmp_path, emoji_font
+):
+    encoder = {"kind": "clip", "width": 32, "layers": 1, "heads": 2, "patch": 8}
+    tiny = {
+        "model": {
+            "encoder": encoder | {"image_size": 32},
+            "image_size": 32,
+            "width": 32,
+            "text": {"width": 16, "layers": 1, "heads": 2, "length": 24},
+            "captions": 50,
+            "vocabulary": 300,
+        },
+        "data": {"source": "scenes", "heldout_pictures": 8},
+        "run": {"batch": 4, "steps": 2, "tensorboard": False},
+    }
+    path = tmp_path / "teacher.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    words = ("train", "teacher", path, "--out", tmp_path / "teacher", "--json")
+    code, out, err = run(*words)
+    assert code == 0 and "step 2: retrieval" in err
+    facts = json.loads(out)
+    assert facts["steps"] == 2 and 0 <= facts["retrieval"] <= 1
+    code, out, _ = run(
+        *("train", "tokenizer", recipe, "--out", tmp_path / "run", "--json"),
+        *("--set", f"teacher.source={facts['model']}", "--set", "teacher.start=true"),
+    )
+    assert code == 0 and json.loads(out)["steps"] == 2
+
+
+def test_pictures_without_captions_make_no_teacher(run, tmp_path, emoji_font):
+    words = ("train", "teacher", "--set", "data.source=glyphs", "--out", tmp_path / "r")
+    code, _, err = run(*words)
+    assert code == 2 and "glyphs has none" in err

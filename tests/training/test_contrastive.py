@@ -10,7 +10,6 @@ import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from tokenflow.data.errors import BrokenPicture
 from tokenflow.tokenizer.contrastive import (
     PAD,
     START,
@@ -27,14 +27,22 @@ from tokenflow.tokenizer.contrastive import (
     as_batch,
 )
 from tokenflow.tokenizer.teachers import load_teacher
+from tokenflow.training import contrastive
 from tokenflow.training.contrastive import (
-    ContrastiveTask,
     TeacherConfig,
+    TeacherRecipe,
+    TeacherTask,
+    captions_of,
     dense_loss,
     pieces_of,
     read_texts,
     sigmoid_loss,
+    train_teacher,
 )
+from tokenflow.training.log import read
+from tokenflow.training.loop import Moment, RunConfig
+from tokenflow.training.optimizers import OptimizerConfig
+from tokenflow.training.pictures import DataConfig
 from tokenflow.training.world import World
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230)}
@@ -79,36 +87,51 @@ def batch_of(numbers):
     }
 
 
+class Squares:
+    """A source of samples from one number on."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def __len__(self):
+        return 10_000
+
+    def __getitem__(self, index):
+        return sample(self.first + index)
+
+
+@pytest.fixture(autouse=True)
+def squares(monkeypatch):
+    """Every task of this file learns from squares and is judged by others."""
+    two = Squares(0), Squares(10_000)
+    monkeypatch.setattr(contrastive, "open_pictures", lambda *given: two)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)
+
+
+def recipe(model=TINY, heldout=64, **run):
+    run = {"batch": 32, "steps": 4, "tensorboard": False, "average": 0.0} | run
+    return TeacherRecipe(
+        model=model,
+        data=DataConfig(heldout_pictures=heldout),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, warmup=10),
+        run=RunConfig(**run),
+    )
+
+
+def task(model=TINY, heldout=64, world=None):
+    return TeacherTask(recipe(model, heldout), world or World())
+
+
 def moment(step=0, world=None):
-    return SimpleNamespace(
-        step=step,
-        progress=0.0,
-        seed=0,
-        world=world or World(),
-        rng=lambda *names: random.Random(repr((0, step, *names))),
-    )
+    return Moment(step, 0.0, 0, world or World())
 
 
-def task(config=TINY, heldout=64):
-    captions = [sample(n)["caption"] for n in range(200)]
-    return ContrastiveTask(
-        config, captions, [sample(10_000 + n) for n in range(heldout)]
-    )
-
-
-def train(made, steps, rate=1e-3):
-    optimizer = torch.optim.AdamW(made.model.parameters(), rate, weight_decay=0.0)
-    losses = []
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 10)
-        batch = batch_of(range(step * 32, step * 32 + 32))
-        terms = made.loss("teacher", batch, moment(step))
-        optimizer.zero_grad()
-        terms["loss"].backward()
-        optimizer.step()
-        made.after_step(moment(step), {"teacher": optimizer})
-        losses.append({name: value.item() for name, value in terms.items()})
-    return losses
+def terms_of(made, numbers, where=None):
+    return made.loss("model", made.model, batch_of(numbers), where or moment())
 
 
 def test_the_sigmoid_loss_by_hand():
@@ -220,7 +243,7 @@ def test_a_batch_counts_every_piece_once():
     """The same caption twice is no wrong pair and weighs no more."""
     made = task()
     batch = batch_of([3, 4, 3, 5])
-    terms = made.loss("teacher", batch, moment())
+    terms = terms_of(made, [3, 4, 3, 5])
     model = made.model
     texts = read_texts(
         batch["caption"],
@@ -239,7 +262,7 @@ def test_a_batch_counts_every_piece_once():
     expected = dense_loss(
         patches, vectors, belongs, model.patch_scale, model.patch_bias
     )
-    torch.testing.assert_close(terms["pieces"], expected)
+    torch.testing.assert_close(terms["dense"], expected)
     known = sorted(set(batch["caption"]))
     assert len(known) == 3
     belongs = torch.tensor([[c == k for k in known] for c in batch["caption"]])
@@ -247,28 +270,28 @@ def test_a_batch_counts_every_piece_once():
         pictures, model.encode_texts(known), belongs, model.scale, model.bias
     )
     torch.testing.assert_close(terms["captions"], expected)
-    torch.testing.assert_close(terms["loss"], terms["captions"] + terms["pieces"])
+    torch.testing.assert_close(terms["loss"], terms["captions"] + terms["dense"])
 
 
 def test_every_parameter_learns():
     made = task()
-    made.loss("teacher", batch_of(range(4)), moment())["loss"].backward()
+    terms_of(made, range(4))["loss"].backward()
     assert all(p.grad is not None for p in made.model.parameters())
-    alone = task(TeacherConfig(**{**vars(TINY), "dense": 0.0}))
-    terms = alone.loss("teacher", batch_of(range(4)), moment())
-    assert set(terms) == {"loss", "captions"}
+    assert not made.whole("model")[0].shape  # what FSDP cannot spread
 
 
-def test_it_learns_what_captions_say_and_where_it_is():
-    made = task()
-    before = made.judge()
-    losses = train(made, 120)
-    after = made.judge()
-    assert losses[-1]["captions"] < 0.6 * losses[9]["captions"]
-    assert losses[-1]["pieces"] < 0.6 * losses[0]["pieces"]
+def test_it_learns_what_captions_say_and_where_it_is(tmp_path):
+    facts = train_teacher(recipe(steps=120, evaluate_every=60), tmp_path, bar=False)
+    scores = [e for e in read(tmp_path) if e["event"] == "heldout"]
+    before, after = task().judge(None, moment()), scores[-1]
+    steps = [e for e in read(tmp_path) if e["event"] == "step"]
+    assert steps[-1]["captions"] < 0.6 * steps[0]["captions"]
+    assert steps[-1]["dense"] < 0.6 * steps[0]["dense"]
     assert before["retrieval"] < 0.1  # about 60 captions to choose from
     assert after["retrieval"] > 0.3
     assert before["pieces"] < 0.6 and after["pieces"] > 0.8
+    assert facts["retrieval"] == after["retrieval"]
+    model = ImageTextModel.from_pretrained(tmp_path / "model")
     # without ever being told where: the patches of a square name its colour
     found = []
     for number in range(20_000, 20_040):
@@ -277,7 +300,7 @@ def test_it_learns_what_captions_say_and_where_it_is():
             continue
         colour = one["caption"].split()[1]
         place = PLACES[one["caption"].split(" the ")[1]]
-        maps = made.model.locate([one["image"]], [colour])[0, 0]
+        maps = model.locate([one["image"]], [colour])[0, 0]
         quarters = F.max_pool2d(maps[None], 2)[0]
         found.append(divmod(quarters.argmax().item(), 2) == place)
     assert sum(found) / len(found) > 0.6  # chance is a quarter
@@ -285,9 +308,8 @@ def test_it_learns_what_captions_say_and_where_it_is():
 
 def test_a_trained_teacher_is_a_folder(tmp_path):
     made = task()
-    train(made, 3)
-    made.finish(tmp_path)
-    model = ImageTextModel.from_pretrained(tmp_path / "teacher")
+    made.finish(tmp_path, World())
+    model = ImageTextModel.from_pretrained(tmp_path / "model")
     texts = ["a red square", "ein Quadrat"]
     images = [sample(1)["image"], sample(2)["image"]]
     made.model.eval()
@@ -296,15 +318,15 @@ def test_a_trained_teacher_is_a_folder(tmp_path):
     )
     assert model.similarity(images, texts).shape == (2, 2)
     assert model.locate(images, texts).shape == (2, 2, 4, 4)
-    teacher = load_teacher(tmp_path / "teacher", "contrastive")
+    teacher = load_teacher(tmp_path / "model", "contrastive")
     assert teacher(torch.zeros(1, 3, 16, 16)).shape == (1, 16, 32)
     assert teacher.encoder.patch == 4
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
     made = task()
-    made.finish(tmp_path)
-    folder = tmp_path / "teacher"
+    made.finish(tmp_path, World())
+    folder = tmp_path / "model"
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"width": 33}))
     with pytest.raises(ValueError, match="have another shape than this model's"):
@@ -318,19 +340,46 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
 
 
 def test_a_config_out_of_range_is_named():
-    with pytest.raises(ValueError, match="train: teacher.dense must be .* 0, got -1"):
-        TeacherConfig(dense=-1)
-    with pytest.raises(ValueError, match="teacher.vocabulary must be at least 258"):
+    with pytest.raises(ValueError, match="train: model.dense must be above 0, got 0"):
+        TeacherConfig(dense=0)
+    with pytest.raises(ValueError, match="model.vocabulary must be at least 258"):
         TeacherConfig(vocabulary=257)
-    with pytest.raises(ValueError, match="teacher.vocabulary must be below 1048576"):
+    with pytest.raises(ValueError, match="model.vocabulary must be below 1048576"):
         TeacherConfig(vocabulary=1 << 20)
     with pytest.raises(ValueError, match="encoder.*kind.* must be one of .*got None"):
         task(TeacherConfig(encoder={}))
 
 
+def test_pictures_without_captions_are_told():
+    with pytest.raises(ValueError, match=r"must have captions .* here has none .*'im"):
+        next(captions_of([{"image": None}], 3, "here"))
+
+    class Holey(Squares):
+        def __getitem__(self, index):
+            if index % 2:
+                raise BrokenPicture("torn")
+            return super().__getitem__(index)
+
+    found = list(captions_of(Holey(0), 10_000, "here"))
+    assert len(found) == 5000 and found[1] == sample(2)["caption"]
+    spread = list(captions_of(Squares(0), 10, "here"))
+    assert spread[1] == sample(1000)["caption"]
+
+
+def test_a_resumed_run_is_the_run_it_would_have_been(tmp_path):
+    train_teacher(recipe(steps=3), tmp_path / "whole", bar=False)
+    train_teacher(recipe(steps=2), tmp_path / "parts", bar=False)
+    train_teacher(recipe(steps=3), tmp_path / "parts", resume=True, bar=False)
+    whole, parts = (
+        (tmp_path / name / "model" / "model.safetensors").read_bytes()
+        for name in ("whole", "parts")
+    )
+    assert whole == parts
+
+
 def gradients(made, world, numbers):
     """Loss and gradients of one process with its share of the batch."""
-    terms = made.loss("teacher", batch_of(numbers), moment(3, world))
+    terms = terms_of(made, numbers, moment(3, world))
     terms["loss"].backward()
     return [terms["loss"].detach(), *(p.grad for p in made.model.parameters())]
 

@@ -34,11 +34,6 @@ Resume = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 
 
-@app.callback()
-def _group() -> None:
-    pass  # a callback makes this a group while it has one command
-
-
 @app.command()
 def tokenizer(
     recipe: Recipe = "mini",
@@ -55,6 +50,27 @@ def tokenizer(
     from tokenflow.training.tokenizer import TokenizerRecipe, train_tokenizer
 
     job = TokenizerRecipe, train_tokenizer
+    _train(*job, recipe, out, changes or (), resume, device, as_json)
+
+
+@app.command()
+def teacher(
+    recipe: Recipe = "mini",
+    out: Out = None,
+    changes: Set = None,
+    resume: Resume = "no",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a teacher on pictures with captions; it is written to OUT/model.
+
+    OUT is runs/teacher-RECIPE if not given. A tokenizer learns from it with --set
+    teacher.source=OUT/model.
+    """
+    from tokenflow.training.contrastive import TeacherRecipe, train_teacher
+
+    out = out or Path("runs") / f"teacher-{Path(recipe).stem}"
+    job = TeacherRecipe, train_teacher
     _train(*job, recipe, out, changes or (), resume, device, as_json)
 
 

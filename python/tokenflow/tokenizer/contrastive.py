@@ -242,6 +242,22 @@ class ImageTextModel(nn.Module):
         tokens = as_batch(self.vocabulary.numbers(texts), self.text_encoder.length)
         return self.encode_tokens(tokens.to(self.scale.device))
 
+    def forward(
+        self, images: Tensor, captions: Tensor, pieces: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return unit vectors of pictures, patches, captions and pieces of captions.
+
+        Training's way in. [B, 3, H, W], [N, T] and [M, U] tokens → [B, width],
+        [B, h·w, width], [N, width], [M, width].
+        """
+        pictures, patches = self.encode_images(images)
+        return (
+            pictures,
+            patches,
+            self.encode_tokens(captions),
+            self.encode_tokens(pieces),
+        )
+
     def batch(self, images: processing.Pictures) -> Tensor:
         """Return pictures as [B, 3, image_size, image_size] where the model is."""
         batch = processing.to_batch(images, self.image_size, "crop")
@@ -271,8 +287,15 @@ class ImageTextModel(nn.Module):
 
     # files
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json, model.safetensors and tokenizer.json, all or nothing."""
+    def save_pretrained(
+        self, folder: str | os.PathLike, weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write config.json, model.safetensors and tokenizer.json, all or nothing.
+
+        Args:
+            folder: Made if it is not there.
+            weights: What to write as weights, those of the model when None.
+        """
         from safetensors.torch import save_file
 
         config = {
@@ -282,7 +305,8 @@ class ImageTextModel(nn.Module):
             "width": self.width,
             "text": self.text_options,
         }
-        state = {k: v.detach().contiguous() for k, v in self.state_dict().items()}
+        weights = self.state_dict() if weights is None else weights
+        state = {k: v.detach().contiguous() for k, v in weights.items()}
         with checkpoint.replacing(folder) as made:
             (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (made / "tokenizer.json").write_text(self.vocabulary.text(), "utf-8")

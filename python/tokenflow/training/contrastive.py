@@ -10,23 +10,26 @@ the one that gets the gradient.
 
 Several processes: the texts of all are gathered, with gradients, and each process
 holds its own pictures against them. The mean over the processes of loss and gradient
-is that of one process with the whole batch.
-Sources: SigLIP, arXiv:2303.15343; the best of many places as evidence for the whole
-picture is multiple-instance learning, arXiv:1411.6228 for captions' words on pictures.
+is that of one process with the whole batch. Micro batches see their own texts only.
+Sources: SigLIP, arXiv:2303.15343; the soft best of many places as evidence for the
+whole picture, arXiv:1411.6228.
 """
 
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from tokenflow.data.errors import BrokenPicture
+from tokenflow.data.stream import Source, Stream
 from tokenflow.tokenizer.contrastive import (
     ALPHABET,
     PAD,
@@ -35,7 +38,13 @@ from tokenflow.tokenizer.contrastive import (
     Vocabulary,
     as_batch,
 )
-from tokenflow.training.world import World
+from tokenflow.training.log import Log
+from tokenflow.training.loop import Batch, Moment, RunConfig, fit
+from tokenflow.training.optimizers import OptimizerConfig
+from tokenflow.training.parallel import whole_state
+from tokenflow.training.pictures import DataConfig, open_pictures
+from tokenflow.training.tokenizer import as_input, outer_blocks
+from tokenflow.training.world import World, join
 
 LONGEST_PIECE = 3
 JUDGED = 64  # held-out pictures at a time
@@ -54,7 +63,7 @@ class TeacherConfig:
         text: Arguments of the text encoder: width, layers, heads, length.
         vocabulary: Most tokens of the vocabulary.
         captions: From how many captions it is learned.
-        dense: Weight of the second term; 0 leaves it out.
+        dense: Weight of the second term, above 0.
         pieces: Pieces of each caption that enter the second term in a step.
 
     Raises:
@@ -64,7 +73,7 @@ class TeacherConfig:
     encoder: dict[str, Any] = field(
         default_factory=lambda: {
             "kind": "clip",
-            "width": 128,
+            "width": 96,
             "layers": 4,
             "heads": 4,
             "patch": 8,
@@ -72,27 +81,48 @@ class TeacherConfig:
         }
     )
     image_size: int = 64
-    width: int = 128
+    width: int = 96
     text: dict[str, Any] = field(default_factory=dict)
     vocabulary: int = 1024
-    captions: int = 20_000
+    captions: int = 5000
     dense: float = 1.0
     pieces: int = 8
 
     def __post_init__(self) -> None:  # noqa: D105
-        low = {"image_size": 1, "width": 1, "captions": 1, "pieces": 1, "dense": 0}
+        if not self.dense > 0:
+            raise ValueError(f"train: model.dense must be above 0, got {self.dense}")
+        low = {"image_size": 1, "width": 1, "captions": 1, "pieces": 1}
         low["vocabulary"] = ALPHABET + len(SPECIAL)
         for name, least in low.items():
             if not getattr(self, name) >= least:
                 raise ValueError(
-                    f"train: teacher.{name} must be at least {least}, got "
+                    f"train: model.{name} must be at least {least}, got "
                     f"{getattr(self, name)}"
                 )
         if self.vocabulary >= 1 << BITS:
             raise ValueError(
-                f"train: teacher.vocabulary must be below {1 << BITS}, got "
+                f"train: model.vocabulary must be below {1 << BITS}, got "
                 f"{self.vocabulary}"
             )
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """All that defines a teacher's training.
+
+    Args:
+        model: What it is made of, and its terms.
+        data: Pictures with captions.
+        optimizer: Of all of it.
+        run: For how long, in what steps.
+    """
+
+    task: ClassVar[str] = "teacher"
+
+    model: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 class _Gather(torch.autograd.Function):
@@ -238,50 +268,85 @@ def _row_mean(values: Tensor, chosen: Tensor) -> Tensor:
     return (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
 
 
-class ContrastiveTask:
-    """What the training loop is given to train a teacher.
+class TeacherTask:
+    """A teacher in training; see `loop.Task` for the methods.
 
     Args:
-        config: Sizes and weights of the terms.
-        captions: What the vocabulary is learned from.
-        heldout: Samples with "image" and "caption" that no training sees; they are
-            what `judge` looks at.
-        seed: Of the first weights.
-        device: Where the model is.
+        recipe: All that defines it.
+        world: This process among the others.
+        say: Takes a line for people.
+
+    Raises:
+        ValueError: The pictures have no captions, or the sizes do not fit.
     """
 
     def __init__(
         self,
-        config: TeacherConfig,
-        captions: Iterable[str],
-        heldout: Sequence[Mapping[str, Any]],
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
+        recipe: TeacherRecipe,
+        world: World,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.config, self.heldout = config, heldout
-        vocabulary = Vocabulary.learn(captions, config.vocabulary)
+        self.recipe, self.world = recipe, world
+        config, data = recipe.model, recipe.data
+        self.source, heldout = open_pictures(data, config.image_size, recipe.run.seed)
+        vocabulary = Vocabulary.learn(
+            captions_of(self.source, config.captions, data.source), config.vocabulary
+        )
+        say(f"vocabulary: {len(vocabulary)} tokens")
+        count = min(data.heldout_pictures, len(heldout))
+        judged = Stream(heldout, size=config.image_size, batch=count, flip=False)
+        self.heldout = judged.read(0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(recipe.run.seed)
             self.model = ImageTextModel(
                 config.encoder, vocabulary, config.image_size, config.width, config.text
             )
-        self.model.to(device)
-        self.parts: dict[str, nn.Module] = {"teacher": self.model}
+        self.model.to(world.device).train()
+        self.parts: dict[str, nn.Module] = {"model": self.model}
         self.kept: dict[str, nn.Module] = {}
+        self.optimizers = {"model": recipe.optimizer}
+
+    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
+        """Return the temperatures and biases, which are single numbers."""
+        model = self.model
+        return model.scale, model.bias, model.patch_scale, model.patch_bias
+
+    def blocks(self, part: str) -> tuple[nn.Module, ...]:
+        """Return the transformer layers."""
+        return outer_blocks(self.model)
+
+    def averaged(self) -> str:
+        """Return the name of the model."""
+        return "model"
+
+    def batches(self, start: int, world: World) -> Iterator[Batch]:
+        """Yield this process's share of each step's pictures and captions."""
+        data, run = self.recipe.data, self.recipe.run
+        stream = Stream(
+            self.source,
+            size=self.recipe.model.image_size,
+            batch=run.batch,
+            seed=run.seed,
+            start=start,
+            rank=world.rank,
+            world=world.size,
+            workers=data.workers,
+            augment=data.augment,
+            flip=data.flip,
+        )
+        return iter(stream)
+
+    def before_step(
+        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> None:
+        """Nothing is to be prepared."""
 
     def loss(
-        self, part: str, batch: Mapping[str, Any], moment: Any
+        self, part: str, call: nn.Module, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
-        """Return both terms and their weighted sum as "loss".
-
-        Args:
-            part: "teacher", the only one.
-            batch: "image" [n, 3, H, W] uint8 and "caption", n texts.
-            moment: Of the loop: its `world` and its `rng(*names)`.
-        """
-        model, world, config = self.model, moment.world, self.config
-        images = batch["image"]
+        """Return both terms and their weighted sum as "loss"."""
+        model, world, config = self.model, moment.world, self.recipe.model
+        images = as_input(batch["image"])
         texts = read_texts(
             batch["caption"],
             model.vocabulary,
@@ -289,51 +354,41 @@ class ContrastiveTask:
             config.pieces,
             lambda caption: moment.rng("pieces", caption),
         ).to(images.device)
-        pictures, patches = model.encode_images(images.float().div(127.5).sub(1))
-        captions, keys = self._captions(texts, world)
-        belongs = texts.caption_keys[:, None] == keys
-        terms = {
-            "captions": sigmoid_loss(
-                pictures, captions, belongs, model.scale, model.bias
-            )
-        }
-        total = terms["captions"]
-        if config.dense:
-            pieces, keys = self._pieces(texts, world)
-            belongs = (texts.all_keys[:, None] == keys[:, None]).any(2)
-            terms["pieces"] = dense_loss(
-                patches, pieces, belongs, model.patch_scale, model.patch_bias
-            )
-            total = total + config.dense * terms["pieces"]
-        return {"loss": total, **terms}
+        once, where = first_of_each(texts.keys)
+        pictures, patches, captions, pieces = call(
+            images, texts.captions, texts.pieces[once]
+        )
+        captions, keys = everywhere(captions, texts.caption_keys, world)
+        whole = sigmoid_loss(
+            pictures,
+            captions,
+            texts.caption_keys[:, None] == keys,
+            model.scale,
+            model.bias,
+        )
+        pieces, keys = everywhere(pieces[where], texts.keys, world)
+        dense = dense_loss(
+            patches,
+            pieces,
+            (texts.all_keys[:, None] == keys[:, None]).any(2),
+            model.patch_scale,
+            model.patch_bias,
+        )
+        return {"loss": whole + config.dense * dense, "captions": whole, "dense": dense}
 
-    def _captions(self, texts: Texts, world: World) -> tuple[Tensor, Tensor]:
-        """Return the vectors and keys of all processes' captions, each once."""
-        vectors = gather(self.model.encode_tokens(texts.captions), world)
-        keys = world.gather(texts.caption_keys)
-        once, _ = _first_of_each(keys)
-        return vectors[once], keys[once]
-
-    def _pieces(self, texts: Texts, world: World) -> tuple[Tensor, Tensor]:
-        """Return the vectors and keys of all processes' pieces, each piece once."""
-        once, where = _first_of_each(texts.keys)
-        vectors = gather(self.model.encode_tokens(texts.pieces[once])[where], world)
-        keys = world.gather(texts.keys)
-        once, _ = _first_of_each(keys)
-        once = once[keys[once] != 0]
-        return vectors[once], keys[once]
-
-    def after_step(self, moment: Any, optimizers: Any) -> dict[str, float]:
-        """Return the temperatures as they are."""
+    def after_step(
+        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> dict[str, float]:
+        """Return the temperatures."""
         model = self.model
         return {
             "temperature": model.scale.exp().item(),
-            "patch_temperature": model.patch_scale.exp().item(),
+            "dense_temperature": model.patch_scale.exp().item(),
         }
 
     @torch.no_grad()
-    def judge(self) -> dict[str, float]:
-        """Look at the held-out samples.
+    def judge(self, log: Log, moment: Moment) -> dict[str, float]:
+        """Look at the held-out pictures, every process at all of them.
 
         Returns:
             "retrieval": the share of pictures whose own caption is the most similar
@@ -342,23 +397,27 @@ class ContrastiveTask:
             among those that do not (0.5 is chance).
         """
         model = self.model.eval()
-        captions = [str(sample["caption"]) for sample in self.heldout]
+        if isinstance(model, FSDPModule):
+            for name in ("encode_images", "encode_tokens", "encode_texts"):
+                register_fsdp_forward_method(model, name)
+        captions = self.heldout["caption"]
         known = sorted(set(captions))
         vectors = model.encode_texts(known)
         texts = read_texts(
             captions, model.vocabulary, model.text_encoder.length, 4, random.Random
         ).to(vectors.device)
-        once, _ = _first_of_each(texts.keys)
+        once, _ = first_of_each(texts.keys)
         once = once[texts.keys[once] != 0]
         keys, pieces = texts.keys[once], model.encode_tokens(texts.pieces[once])
         found, right, wrong = 0, [], []
         for start in range(0, len(captions), JUDGED):
             here = slice(start, start + JUDGED)
-            batch = model.batch([sample["image"] for sample in self.heldout[here]])
-            pictures, patches = model.encode_images(batch)
+            images = as_input(self.heldout["image"][here].to(vectors.device))
+            pictures, patches = model.encode_images(images)
             best = (pictures @ vectors.T).argmax(1).tolist()
             found += sum(
-                known[i] == c for i, c in zip(best, captions[here], strict=True)
+                known[i] == caption
+                for i, caption in zip(best, captions[here], strict=True)
             )
             logits = dense_logits(patches, pieces, model.patch_scale, model.patch_bias)
             belongs = (texts.all_keys[here, None] == keys[:, None]).any(2)
@@ -368,12 +427,70 @@ class ContrastiveTask:
         share = (torch.cat(right).mean() + torch.cat(wrong).mean()) / 2
         return {"retrieval": found / len(captions), "pieces": share.item()}
 
-    def finish(self, folder: Path) -> None:
-        """Write the teacher to folder/teacher."""
-        self.model.save_pretrained(folder / "teacher")
+    def finish(self, folder: Path, world: World) -> None:
+        """Write RUN/model, as `load_teacher` reads it."""
+        weights = whole_state(self.model)
+        if world.first:
+            self.model.save_pretrained(folder / "model", weights)
+        world.wait()
 
 
-def _first_of_each(keys: Tensor) -> tuple[Tensor, Tensor]:
+def train_teacher(
+    recipe: TeacherRecipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    bar: bool | None = None,
+) -> dict[str, Any]:
+    """Train a teacher on pictures with captions and write it to `folder`/model.
+
+    One process, or one of those that torchrun started. Arguments, result and errors
+    are those of `tokenizer.train_tokenizer`.
+    """
+    with join(device) as world:
+        return fit(
+            lambda say: TeacherTask(recipe, world, say),
+            recipe,
+            folder,
+            world=world,
+            resume=resume,
+            bar=bar,
+        )
+
+
+def captions_of(source: Source, count: int, name: str) -> Iterator[str]:
+    """Yield `count` captions from all over a source; broken pictures are passed over.
+
+    Raises:
+        ValueError: A sample has none.
+    """
+    count = min(count, len(source))
+    for i in range(count):
+        try:
+            sample = source[i * len(source) // count]
+        except BrokenPicture:
+            continue
+        if "caption" not in sample:
+            raise ValueError(
+                f"train: data.source must have captions to train a teacher, {name} has "
+                f"none (its samples have {sorted(sample)})"
+            )
+        yield sample["caption"]
+
+
+def everywhere(vectors: Tensor, keys: Tensor, world: World) -> tuple[Tensor, Tensor]:
+    """Return the vectors and keys of all processes' texts, each text once.
+
+    [n, width] and [n] → [N, width] and [N]; a key of 0 is no text.
+    """
+    vectors, keys = gather(vectors, world), world.gather(keys)
+    once, _ = first_of_each(keys)
+    once = once[keys[once] != 0]
+    return vectors[once], keys[once]
+
+
+def first_of_each(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return where each distinct key is first, and for every key which it is."""
     distinct, which = torch.unique(keys, return_inverse=True)
     places = torch.arange(len(keys), device=keys.device)
