@@ -77,6 +77,16 @@ def test_features_are_those_recorded(inception, image, threads):
     assert features.max().item() == pytest.approx(LARGEST, abs=1e-3)
 
 
+def test_a_larger_picture_is_read_between_pixels_without_smoothing(inception):
+    """At twice the side every new pixel is the mean of four."""
+    large = torch.cat([hash_image(f"large/{i}", 299) for i in range(4)])
+    large = large.reshape(2, 2, 3, 299, 299).permute(2, 3, 0, 4, 1)
+    large = large.reshape(1, 3, 598, 598).mul(127.5).add(128).to(torch.uint8)
+    halved = torch.nn.functional.avg_pool2d(large.float() / 255, 2)
+    want = inception.features(2 * halved - 1)
+    torch.testing.assert_close(inception(large), want, atol=1e-4, rtol=1e-4)
+
+
 def test_it_is_frozen_and_stays_in_evaluation(inception):
     assert not any(p.requires_grad for p in inception.parameters())
     assert not any(m.training for m in inception.train().modules())

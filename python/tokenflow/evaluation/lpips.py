@@ -12,14 +12,13 @@ There is no dropout, and `train()` changes nothing.
 Source: Zhang et al. 2018, arXiv:1801.03924.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tokenflow import checkpoint
+from tokenflow.evaluation import weights_file
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels at the five depths
 _CONVOLUTIONS = (2, 2, 3, 3, 3)  # before each of them; pooling in between
@@ -59,12 +58,12 @@ class LPIPS(nn.Module):
         trunk = {
             f"features.{key}": value for key, value in made.trunk.named_parameters()
         }
-        _fill(trunk, _read(vgg), vgg)
+        weights_file.fill(trunk, weights_file.read(vgg, "LPIPS"), vgg)
         rows = {
             f"lin{i}.model.1.weight": head.view(1, -1, 1, 1)
             for i, head in enumerate(made.heads)
         }
-        _fill(rows, _read(heads), heads)
+        weights_file.fill(rows, weights_file.read(heads, "LPIPS"), heads)
         return made
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -145,40 +144,3 @@ def check_pair(name: str, images: Tensor, others: Tensor, smallest: int) -> None
             f"{name}: both must be [B, 3, H, W] of one shape with H and W at least "
             f"{smallest}, got {list(images.shape)} and {list(others.shape)}"
         )
-
-
-def _read(source: str | PathLike) -> dict[str, Tensor]:
-    path = Path(source)
-    try:
-        if path.suffix != ".safetensors" or not path.is_file():
-            return checkpoint.read_upstream(path)
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} must be whole safetensors; it is truncated or damaged "
-                f"({error})"
-            ) from None
-    except (FileNotFoundError, ValueError) as error:
-        words = str(error).removeprefix("convert: ")
-        raise type(error)(f"LPIPS: {words}") from None
-
-
-@torch.no_grad()
-def _fill(
-    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str | PathLike
-) -> None:
-    checkpoint.check_complete(source, [key for key in wanted if key not in found], [])
-    checkpoint.check_shapes(
-        source,
-        [
-            (key, found[key].shape, value.shape)
-            for key, value in wanted.items()
-            if found[key].shape != value.shape
-        ],
-    )
-    for key, value in wanted.items():
-        value.copy_(found[key])

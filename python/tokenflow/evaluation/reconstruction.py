@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenflow.evaluation.baselines import mean_colour, thumbnail
-from tokenflow.evaluation.metrics import psnr, ssim
+from tokenflow.evaluation.metrics import RANGE, psnr, ssim
 from tokenflow.evaluation.published import darkened, ssim_published_script
 from tokenflow.evaluation.running import Apart, CodeUse, Means, Score
 from tokenflow.tokenizer.model import TokenFlowTokenizer
@@ -126,6 +126,7 @@ def evaluate_reconstruction(
         "pictures": count,
         "size": config.image_size,
         "tokens": tokens,
+        "data_range": int(RANGE),
         "bits_per_pixel": tokens * math.log2(size) / pixels,
         "entropy_bits_per_pixel": codes.entropy_bits_per_picture() / pixels,
         "model": quality.result(),

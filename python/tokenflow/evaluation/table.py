@@ -11,7 +11,7 @@ def as_text(result: dict[str, Any]) -> str:
     side, bits = thumb["side"], result["bits_per_pixel"]
     lines = [
         f"{result['pictures']} pictures of {result['size']} x {result['size']} pixels, "
-        f"{result['tokens']} tokens each",
+        f"{result['tokens']} tokens each; bytes, data range {result['data_range']}",
         _HEAD,
         _row("tokenizer", best, bits),
         _row(f"thumbnail {side} x {side}", thumb, thumb["bits_per_pixel"]),
