@@ -39,6 +39,20 @@ def lpips(tmp_path_factory):
     return folder / "vgg16.pth", folder / "heads.pth"
 
 
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    """Folder of a small SigLIP, at random."""
+    import transformers
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    made = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**sizes))
+    folder = tmp_path_factory.mktemp("weights") / "small-siglip"
+    made.save_pretrained(folder)
+    return folder
+
+
 def test_a_folder_is_judged_beside_the_baselines(run, model, photos):
     code, out, err = evaluate(run, model, photos, "--json", "--device", "cpu")
     result = json.loads(out)
@@ -81,6 +95,14 @@ def test_weights_that_are_not_there_are_named(run, model, photos, tmp_path, opti
         words = ["--lpips-vgg", words[1], "--lpips-heads", words[1]]
     code, out, err = evaluate(run, model, photos, *words)
     assert (code, out) == (3, "") and "none.pth" in err
+
+
+def test_a_teachers_distance_is_named_after_it(run, model, photos, teacher):
+    code, out, _ = evaluate(run, model, photos, "--teacher", teacher, "--json")
+    result = json.loads(out)
+    assert code == 0 and "rfid" not in result
+    assert result["frechet_teacher"]["teacher"] == "small-siglip"
+    assert result["frechet_teacher"]["distance"] > 0
 
 
 def test_lpips_is_given_with_its_weights(run, model, photos, lpips):

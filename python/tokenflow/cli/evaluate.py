@@ -185,9 +185,9 @@ def _judges(
             from tokenflow.evaluation.teacher_features import TeacherFeatures
             from tokenflow.tokenizer.teachers import load_teacher
 
-            found["teacher"] = TeacherFeatures(
-                load_teacher(teacher).to(device), Path(teacher).name
-            )
+            folder = Path(teacher)
+            name = folder.resolve().name if folder.exists() else teacher
+            found["teacher"] = TeacherFeatures(load_teacher(teacher).to(device), name)
     except ValueError as error:
         raise OSError(str(error)) from error
     return Judges(**found)
