@@ -175,6 +175,15 @@ def test_a_model_that_sees_tells_every_cell():
     assert blind["knn"] == blind["linear"] == blind["majority"]
 
 
+def test_cells_without_an_object_may_be_left_out():
+    train, test = Painted(20, seed=0), Painted(10, seed=1)
+    found = probe_tokenizer(Seeing(), train, test, background=False)
+    names = [[scene.objects[0].name for scene in part.scenes] for part in (train, test)]
+    frequent = max(sorted(set(names[0])), key=names[0].count)
+    assert found["knn"] == found["linear"] == 1.0
+    assert found["majority"] == names[1].count(frequent) / 10
+
+
 def test_a_tokenizer_is_probed(emoji_font):
     from tokenflow.data.scenes import Scenes
 

@@ -36,7 +36,7 @@ class Moments:
                 f"Moments: features must be [B, {self.width}], "
                 f"got {list(features.shape)}"
             )
-        rows = features.detach().double().cpu()
+        rows = features.detach().cpu().double()
         broken = (~rows.isfinite()).any(dim=1).sum().item()
         if broken:
             raise ValueError(

@@ -40,7 +40,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
         TypeError: A dtype is not uint8.
     """
     _check("psnr", images, others)
-    error = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
+    error = (_float64(images) - _float64(others)).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(RANGE**2 / error)
 
 
@@ -59,7 +59,7 @@ def ssim(images: Tensor, others: Tensor, *, data_range: float = RANGE) -> Tensor
             f"ssim: height and width must be at least {WINDOW}, "
             f"got {list(images.shape[-2:])}"
         )
-    x, y = images.double(), others.double()
+    x, y = _float64(images), _float64(others)
     mean_x, mean_y = _window_mean(x), _window_mean(y)
     sample = WINDOW**2 / (WINDOW**2 - 1)
     var_x = sample * (_window_mean(x * x) - mean_x**2)
@@ -69,6 +69,11 @@ def ssim(images: Tensor, others: Tensor, *, data_range: float = RANGE) -> Tensor
     top = (2 * mean_x * mean_y + c1) * (2 * both + c2)
     bottom = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     return (top / bottom).mean(dim=(1, 2, 3))
+
+
+def _float64(images: Tensor) -> Tensor:
+    """Return float64 values, on the CPU where the device has no such numbers."""
+    return (images.cpu() if images.device.type == "mps" else images).double()
 
 
 def _window_mean(x: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ def probe_tokenizer(
     scenes_test: Any,
     strategy: str = "semantic",
     *,
+    background: bool = True,
     batch: int = 64,
 ) -> dict[str, float]:
     """Return how often the object in a cell is told from the cell's quantized feature.
@@ -88,6 +89,8 @@ def probe_tokenizer(
         scenes_test: Another, of pictures that are not among the first.
         strategy: "semantic", "pixel", or "last" for both halves of the sum over all
             scales.
+        background: Whether cells without an object are rows too, labelled `NONE`.
+            There are many of them; without them the shares speak of objects alone.
         batch: Pictures at a time.
 
     Returns:
@@ -100,11 +103,13 @@ def probe_tokenizer(
         raise ValueError(
             f"probe: strategy must be one of {list(STRATEGIES)}, got {strategy!r}"
         )
-    rows = [
-        part
-        for source in (scenes_train, scenes_test)
-        for part in _cells(model, source, strategy, batch)
-    ]
+    rows = []
+    for source in (scenes_train, scenes_test):
+        features, labels = _cells(model, source, strategy, batch)
+        if not background:
+            kept = [i for i, label in enumerate(labels) if label != NONE]
+            features, labels = features[kept], [labels[i] for i in kept]
+        rows += [features, labels]
     return probe(*rows)
 
 
