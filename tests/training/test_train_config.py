@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tokenflow.training.config import build, load, of_run, recipes, write
+from tokenflow.training.config import build, changed, load, of_run, recipes, write
 from tokenflow.training.loop import RunConfig
 from tokenflow.training.tokenizer import TokenizerRecipe
 
@@ -24,6 +24,17 @@ def test_changes_win_and_are_read_as_yaml():
     assert recipe.optimizer.learning_rate == 1e-4
     assert recipe.optimizer.betas == (0.5, 0.9)
     assert recipe.config().codebook_size == 8192
+
+
+def test_what_differs_from_the_defaults_is_told_by_name():
+    values = {"run": {"steps": 5, "batch": 16}, "discriminator": {"width": 8}}
+    values |= {"optimizer": {"betas": [0.5, 0.9]}, "model": {"grid": 8}}
+    assert changed(build(TokenizerRecipe, values)) == {
+        "run.steps": 5,
+        "discriminator.width": 8,
+        "optimizer.betas": (0.5, 0.9),
+        "model": {"grid": 8},
+    }
 
 
 def test_progress_follows_the_nearer_limit():

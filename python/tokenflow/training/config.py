@@ -105,6 +105,20 @@ def write(folder: Path, config: Any) -> None:
         beside.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
+def changed(config: Any, where: str = "") -> dict[str, Any]:
+    """Return the fields that are not as their dataclass has them, by dotted name."""
+    found = {}
+    for known in dataclasses.fields(config):
+        name, value = f"{where}{known.name}", getattr(config, known.name)
+        if dataclasses.is_dataclass(value):
+            found |= changed(value, f"{name}.")
+            continue
+        make = known.default_factory
+        if value != (known.default if make is dataclasses.MISSING else make()):
+            found[name] = value
+    return found
+
+
 def of_run(kind: type[T], folder: Path, changes: typing.Sequence[str] = ()) -> T:
     """Return the recipe a run was started with, changed.
 

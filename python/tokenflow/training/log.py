@@ -6,13 +6,13 @@ the other two are for people. Pictures go to RUN/pictures as PNG files.
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from tokenflow._files import writing
+from tokenflow.training.bar import Bar
 
 LOG = "log.jsonl"
 
@@ -36,10 +36,9 @@ class Log:
         silent: bool = False,
     ) -> None:
         self.folder, self.silent = folder, silent
-        self._bar: Any = None
+        self._bar: Bar | None = None
         self._wants_bar = sys.stderr.isatty() if bar is None else bar
         self._writer: Any = None
-        self._start = time.monotonic()
         if silent:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,7 @@ class Log:
         if self.silent:
             return
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(line)
         else:
             print(line, file=sys.stderr, flush=True)
 
@@ -92,27 +91,18 @@ class Log:
             pixels = np.asarray(picture.convert("RGB"))
             self._writer.add_image(name, pixels, step, dataformats="HWC")
 
+    def begin(self, share: float) -> None:
+        """Show a bar, if it is wanted, of a run of which a share is done."""
+        if self._wants_bar and not self.silent:
+            self._bar = Bar(share)
+
     def progress(self, share: float, step: int, pictures: int, **facts: float) -> None:
         """Move the bar: share in [0, 1], with steps, pictures per second and losses.
 
-        `pictures` are those since the run (or its resumption) began.
+        `pictures` are those since `begin`.
         """
-        if self.silent or not self._wants_bar:
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=1.0,
-                initial=share,
-                file=sys.stderr,
-                bar_format="{percentage:5.1f}% |{bar}| {elapsed}, {remaining} to go"
-                "{postfix}",
-            )
-        speed = pictures / max(time.monotonic() - self._start, 1e-9)
-        shown = " ".join(f"{key} {value:.4g}" for key, value in facts.items())
-        self._bar.set_postfix_str(f"step {step}, {speed:.1f} img/s {shown}", False)
-        self._bar.update(share - self._bar.n)
+        if self._bar is not None:
+            self._bar.move(share, step, pictures, **facts)
 
     def close(self) -> None:
         """End the bar and the event file."""

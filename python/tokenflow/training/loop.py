@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tokenflow.training import state as states
 from tokenflow.training.average import Average
-from tokenflow.training.config import write
+from tokenflow.training.config import changed, write
 from tokenflow.training.log import Log
 from tokenflow.training.optimizers import (
     OptimizerConfig,
@@ -375,11 +375,13 @@ def fit(
         run = Run(make(log.say), config, folder, world, log)
         if world.first:
             write(folder, recipe)
+        facts = {"processes": world.size, "recipe": changed(recipe)}
         if found is None:
-            log.event("start", seed=config.seed, processes=world.size)
+            name = getattr(recipe, "task", "")
+            log.event("start", task=name, seed=config.seed, **facts)
         else:
             run.resume(found)
-            log.event("resume", step=run.step, seconds=run.seconds)
+            log.event("resume", step=run.step, seconds=run.seconds, **facts)
         sizes = {
             n: sum(p.numel() for p in m.parameters()) for n, m in run.task.parts.items()
         }
@@ -395,6 +397,7 @@ def _go(run: Run, folder: Path) -> dict[str, Any]:
     task, config, world, log = run.task, run.config, run.world, run.log
     before, first, start = run.seconds, run.step, time.monotonic()
     batches = task.batches(run.step, world)
+    log.begin(run.moment().progress)
     window: list[dict[str, float]] = []
     while run.moment().progress < 1:
         batch = {
@@ -405,12 +408,14 @@ def _go(run: Run, folder: Path) -> dict[str, Any]:
         window.append(run.make_step(batch))
         seconds = before + time.monotonic() - start
         run.seconds = world.same(seconds) if config.minutes is not None else seconds
-        last = run.moment().progress >= 1
+        progress = run.moment().progress
+        last = progress >= 1
+        pictures = (run.step - first) * config.batch
+        log.progress(progress, run.step, pictures, loss=window[-1]["loss"])
         if run.step % config.log_every == 0 or last:
             facts = _mean(window, world)
-            log.event("step", step=run.step, seconds=run.seconds, **facts)
-            pictures = (run.step - first) * config.batch
-            log.progress(run.moment().progress, run.step, pictures, loss=facts["loss"])
+            clock = {"seconds": run.seconds, "broken": run.broken}
+            log.event("step", step=run.step, **clock, **facts)
             window.clear()
         if _due(run.step, config.evaluate_every) and not last:
             _judge(run)
