@@ -4,6 +4,7 @@
 #   make demo         a picture into tokens and back
 #   make test         the quick suite          make test-slow    what takes longer
 #   make lint         layout, types, imports   make format       let the tools mend it
+#   make mini         trains the shipped tokenizer again
 #   make bench        timings of the ops       make wheel        wheel and sdist in dist/
 #                     (BENCH="--op quantize --quick" and what else `tokenflow bench` takes)
 # TOKENFLOW_CUDA=auto|on|off and TOKENFLOW_CUDA_ARCHITECTURES="90a;100" choose the kernels.
@@ -18,10 +19,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 FONT_FOLDERS := /usr/share/fonts ~/.local/share/fonts ~/.fonts
 NEEDED_MB := 4000
+TORCHRUN = $(PY) -m torch.distributed.run --standalone --nproc-per-node 2
 export TOKENFLOW_EXT_REQUIRE_KERNELS = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow bench lint format wheel build font clean FORCE
+.PHONY: demo test test-slow mini bench lint format wheel build font clean FORCE
 .DELETE_ON_ERROR:
 
 define fail
@@ -84,6 +86,11 @@ test: build font
 
 test-slow: build font
 	$(PY) -m pytest -m slow
+
+# The shipped tokenizer, from nothing: its teacher, then itself, one process a core.
+mini: build font
+	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train teacher mini --resume auto
+	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train tokenizer mini --resume auto
 
 bench: build
 	$(VENV)/bin/tokenflow bench $(BENCH)
