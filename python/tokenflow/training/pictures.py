@@ -5,6 +5,7 @@ no others are named to judge by, one in twenty is kept from training, the same o
 every run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -26,7 +27,8 @@ class DataConfig:
     Args:
         source: "scenes", "glyphs", a folder, tars or Parquet files; see
             `tokenflow.data.sources.open_source`.
-        heldout: The same, to judge by. Empty: the held-out split of what we draw, one
+        also: Further sources, read as often as `source` each, for their pictures alone.
+        heldout: What to judge by. Empty: the held-out split of what we draw, one
             picture in twenty of everything else.
         heldout_pictures: How many are judged.
         workers: Processes that read pictures.
@@ -38,6 +40,7 @@ class DataConfig:
     """
 
     source: str = "scenes"
+    also: tuple[str, ...] = ()
     heldout: str = ""
     heldout_pictures: int = 256
     workers: int = 0
@@ -95,6 +98,26 @@ class Every:
         return kept if self.kept else end - kept
 
 
+class Mixed:
+    """Several sources in turn, for their pictures alone.
+
+    Args:
+        sources: Each is read up to the length of the shortest.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.sources) * min(map(len, self.sources))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one of them."""
+        place, which = divmod(index, len(self.sources))
+        return {"image": self.sources[which][place]["image"]}
+
+
 def open_pictures(config: DataConfig, size: int, seed: int) -> tuple[Source, Source]:
     """Return the sources to learn from and to be judged by.
 
@@ -103,19 +126,31 @@ def open_pictures(config: DataConfig, size: int, seed: int) -> tuple[Source, Sou
         ValueError: There are too few pictures to keep some from training.
     """
     drawn = {"size": size, "seed": seed, "length": 1 << 32}
-    if config.source in DRAWN:
-        source = open_source(config.source, split="train", **drawn)
-    else:
-        source = open_source(config.source)
+
+    def opened(name: str) -> Source:
+        return open_source(
+            name, **({"split": "train", **drawn} if name in DRAWN else {})
+        )
+
+    source = opened(config.source)
     if config.heldout in DRAWN or (not config.heldout and config.source in DRAWN):
         name = config.heldout or config.source
-        return source, open_source(name, split="heldout", **drawn)
-    if config.heldout:
-        return source, open_source(config.heldout)
+        heldout = open_source(name, split="heldout", **drawn)
+    elif config.heldout:
+        heldout = open_source(config.heldout)
+    else:
+        source, heldout = _apart(source, config.source)
+    if config.also:
+        source = Mixed([source, *map(opened, config.also)])
+    return source, heldout
+
+
+def _apart(source: Source, name: str) -> tuple[Source, Source]:
+    """Return the pictures to learn from and those kept from training."""
     if len(source) < 2:
         raise ValueError(
             f"train: data.source must hold at least 2 pictures, one to judge by, "
-            f"{config.source} has {len(source)}; or name others as data.heldout"
+            f"{name} has {len(source)}; or name others as data.heldout"
         )
     return Every(source, kept=False), Every(source, kept=True)
 
