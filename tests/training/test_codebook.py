@@ -312,6 +312,8 @@ def test_more_entries_than_vectors_all_get_one():
         feed(health, features)
         health.start(adam(module), Moment())
         assert len(feed(health, features).indices.unique()) == 5
+        if start == "vectors":  # a little apart, so that they can part ways
+            assert len(torch.cat(module.books(), dim=1).unique(dim=0)) == 64
         assert torch.cat(module.books(), dim=1).isfinite().all()
 
 

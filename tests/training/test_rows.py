@@ -123,12 +123,20 @@ def test_a_round_moves_centres_to_the_means_of_their_halves():
         assert torch.allclose(after[centre], expected, atol=1e-5)
 
 
-def test_an_empty_centre_is_drawn_anew_far_from_the_others():
+def test_an_empty_centre_is_drawn_anew(monkeypatch):
     metric = Metric((1, 1), normalize=False)
     rows = Rows(torch.tensor([[0.0, 0]] * 9 + [[10.0, 10]]), World())
-    far = metric.distances(rows, torch.zeros(1, 2), torch.zeros(10, dtype=torch.int64))
-    assert far[:9].max() == 0 < far[9]
-    assert rows.draw(far, 1, random.Random(0)).item() == 9
+    begin = torch.tensor([[0.0, 0], [50, 50]])
+    monkeypatch.setattr("tokenflow.training.kmeans._first", lambda *_: begin)
+    centres = kmeans(rows, metric, 2, 2, random.Random(0))
+    assert sorted(centres.tolist()) == [[0, 0], [10, 10]]
+
+
+def test_distances_weight_the_pixel_half():
+    metric = Metric((1, 1), 4.0, normalize=False)
+    rows = Rows(torch.tensor([[2.0, 0], [0, 2.0], [0, 0]]), World())
+    far = metric.distances(rows, torch.zeros(1, 2), torch.zeros(3, dtype=torch.int64))
+    assert far[1] == 4 * far[0] > 0 == far[2]
 
 
 def test_halves_that_cancel_leave_a_centre_where_it_was():
