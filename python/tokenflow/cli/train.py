@@ -67,7 +67,7 @@ def teacher(
     OUT is runs/teacher-RECIPE if not given. A tokenizer learns from it with --set
     teacher.source=OUT/model.
     """
-    from tokenflow.training.contrastive import TeacherRecipe, train_teacher
+    from tokenflow.training.teacher import TeacherRecipe, train_teacher
 
     out = out or Path("runs") / f"teacher-{Path(recipe).stem}"
     job = TeacherRecipe, train_teacher

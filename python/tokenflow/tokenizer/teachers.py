@@ -13,7 +13,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from tokenflow.tokenizer import towers
+from tokenflow.tokenizer import model_files, towers
 from tokenflow.tokenizer.semantic import SEMANTIC_ENCODERS
 from tokenflow.tokenizer.transformer import (
     CLIP_MEAN,
@@ -111,7 +111,7 @@ def load_teacher(
         raise ValueError(
             f"load_teacher: kind must be one of {list(KINDS)}, got {kind!r}"
         )
-    files = towers.find(source, revision)
+    files = model_files.find(source, revision)
     ours = files.config.get("model_type") == "tokenflow_image_text"
     if kind == "contrastive" and not ours:
         raise ValueError(
@@ -161,7 +161,7 @@ def _encoder(tower: towers.Tower, source: str) -> nn.Module:
     return encoder
 
 
-def _contrastive(files: towers.Files) -> Teacher:
+def _contrastive(files: model_files.Files) -> Teacher:
     from tokenflow.tokenizer.contrastive import ImageTextModel
 
     model = ImageTextModel.from_pretrained(files.folder)
