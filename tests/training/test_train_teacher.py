@@ -115,13 +115,16 @@ def test_pictures_without_captions_are_told():
         next(captions_of([{"image": None}], 3, "here"))
 
     class Holey(Squares):
+        def __len__(self):
+            return 20
+
         def __getitem__(self, index):
             if index % 2:
                 raise BrokenPicture("torn")
             return super().__getitem__(index)
 
-    found = list(captions_of(Holey(0), 10_000, "here"))
-    assert len(found) == 5000 and found[1] == sample(2)["caption"]
+    found = list(captions_of(Holey(0), 1000, "here"))
+    assert len(found) == 10 and found[1] == sample(2)["caption"]
     spread = list(captions_of(Squares(0), 10, "here"))
     assert spread[1] == sample(1000)["caption"]
 
