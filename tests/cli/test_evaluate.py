@@ -173,7 +173,7 @@ def test_a_damaged_picture_is_listed_and_the_others_are_judged(run, model, photo
     code, out, err = evaluate(run, model, photos, "--json")
     result = json.loads(out)
     assert code == 1 and "1 of 4 pictures failed" in err
-    assert f"failed: {photos / 'broken.png'}: " in err
+    assert f"failed: {photos / 'broken.png'}: must be a picture" in err
     assert [entry["input"] for entry in result["failed"]] == [
         str(photos / "broken.png")
     ]

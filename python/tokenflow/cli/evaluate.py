@@ -144,15 +144,15 @@ def _check(
 def _pictures(data: str, protocol: str, count: int | None, size: int) -> "Pictures":
     from tokenflow.evaluation import imagenet, pictures
 
-    if protocol == "plain":
-        found = pictures.load(data, size=size, count=count)
-    else:
-        try:
+    try:
+        if protocol == "plain":
+            found = pictures.load(data, size=size, count=count)
+        else:
             found = imagenet.load(data, size=size)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        if complaint := imagenet.complaint(found):
-            note(complaint)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if protocol == "imagenet" and (complaint := imagenet.complaint(found)):
+        note(complaint)
     note(f"{len(found)} pictures from {data}")
     return found
 

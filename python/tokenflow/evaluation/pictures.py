@@ -59,14 +59,14 @@ def load(source: str, *, size: int, count: int | None = None) -> Pictures:
     """Return the pictures to judge; none is read yet.
 
     Args:
-        source: "glyphs" or "scenes" (drawn from what training never shows), "photos",
-            or a folder, whose sub-folders count too.
+        source: "glyphs" or "scenes" (drawn, never shown in training), "photos", or a
+            folder, whose sub-folders count too.
         size: Side in pixels; photographs are resized and cropped to their centre.
         count: At most how many; None for `COUNT` drawn ones, or all of a folder.
 
     Raises:
         FileNotFoundError: No such folder, no picture in it, font or packages missing.
-        ValueError: count is below 1.
+        ValueError: count is below 1, or drawn pictures cannot be as small.
     """
     if count is not None and count < 1:
         raise ValueError(f"evaluate: count must be at least 1, got {count}")
@@ -79,12 +79,12 @@ def load(source: str, *, size: int, count: int | None = None) -> Pictures:
             "evaluate: data must be 'glyphs', 'scenes', 'photos' or a folder, "
             f"got {source}"
         )
-    folder = Folder(source, captions=False)
+    names = list(Folder(source, captions=False).names)[:count]
 
     def read(i: int) -> Tensor:
-        return as_bytes(fit(folder[i]["image"], size))
+        return as_bytes(fit(open_image(Path(source) / names[i]), size))
 
-    return Pictures(list(folder.names)[:count], read, READERS)
+    return Pictures(names, read, READERS)
 
 
 def as_bytes(picture: Image.Image) -> Tensor:
