@@ -12,7 +12,7 @@ class Room:
     """Where the threads meet; `worlds` has one for each of them."""
 
     def __init__(self, size):
-        self.given, self.barrier = [None] * size, threading.Barrier(size, timeout=10)
+        self.given, self.barrier = [None] * size, threading.Barrier(size, timeout=60)
         self.worlds = [Meeting(rank, size, room=self) for rank in range(size)]
 
     def exchange(self, rank, tensor):
