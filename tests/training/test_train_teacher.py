@@ -193,6 +193,7 @@ def test_several_processes_see_every_pair(size):
 
 def process(rank, size, port, folder):
     torch.set_num_threads(1)
+    training.open_pictures = lambda *given: (Squares(0), Squares(10_000))
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", address, rank=rank, world_size=size)
     share = 8 // size
