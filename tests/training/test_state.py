@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,6 +62,76 @@ def test_a_full_disk_leaves_the_last_checkpoint(kept, monkeypatch):
     kept.load(kept.current(), into)
     assert into["a"].tolist() == [1, 1, 1, 1]
     assert {p.name for p in kept.folder.iterdir()} == {"current", "step-00000001"}
+
+
+FULL = """
+import sys, torch
+from pathlib import Path
+from tokenflow.training.state import Checkpoints
+from tokenflow.training.world import World
+kept = Checkpoints(Path(sys.argv[1]) / "checkpoints", World())
+kept.save(1, {"a": torch.ones(1000)})
+try:
+    kept.save(2, {"a": torch.zeros(1000000)})
+except OSError as error:
+    print(error)
+into = {"a": torch.zeros(1000)}
+kept.load(kept.current(), into)
+print(into["a"].sum().item(), *sorted(p.name for p in kept.folder.iterdir()))
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_leaves_the_last_checkpoint(tmp_path):
+    """On a real file system of one MiB, where a user may mount one."""
+    mount = 'mount -t tmpfs -o size=1m none "$1" && '
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*command, mount + "true", "-", tmp_path]).returncode:
+        pytest.skip("no tmpfs may be mounted here")
+    words = [*command, mount + '"$2" -c "$3" "$1"', "-", tmp_path, sys.executable, FULL]
+    done = subprocess.run(words, capture_output=True, text=True)
+    message, left = done.stdout.splitlines()
+    assert "No space left on device, with 0.0 MiB of the disk free" in message
+    assert left == "1000.0 current step-00000001"
+
+
+def test_what_is_left_of_a_later_step_never_replaces_the_current_one(tmp_path):
+    kept = Checkpoints(tmp_path, World(), keep=1)
+    kept.save(4, {"a": torch.zeros(1)})
+    shutil.copytree(tmp_path / "step-00000004", tmp_path / "step-00000008")
+    kept.save(5, {"a": torch.zeros(1)})  # the run went on from 4, not from 8
+    assert kept.current().name == "step-00000005"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "step-00000005"]
+
+
+def test_a_step_can_be_saved_again(kept):
+    for value in (1.0, 2.0):
+        kept.save(3, {"a": torch.full((2,), value)})
+    into = {"a": torch.zeros(2)}
+    kept.load(kept.current(), into)
+    assert into["a"].tolist() == [2, 2]
+    assert {p.name for p in kept.folder.iterdir()} == {"current", "step-00000003"}
+
+
+def adam(kind=torch.optim.Adam):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = kind([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    return weight, optimizer
+
+
+def test_an_optimizer_must_have_all_of_its_memory_back(tmp_path):
+    weight, optimizer = adam()
+    known = states.memory_of(optimizer)
+    states.check_memory(tmp_path, "model", optimizer, known)
+    states.check_memory(tmp_path, "model", adam(torch.optim.AdamW)[1], known)
+    del optimizer.state[weight]["exp_avg"]
+    with pytest.raises(ValueError, match="gave back 2 of .'exp_avg_sq', 'step'"):
+        states.check_memory(tmp_path, "model", optimizer, known)
+    other = torch.optim.SGD([weight], lr=0.1)
+    with pytest.raises(ValueError, match="model's optimizer, SGD; .* with Adam"):
+        states.check_memory(tmp_path, "model", other, known)
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata"])

@@ -86,14 +86,20 @@ def _train(
 ) -> None:
     """Read the recipe, train, say what came of it."""
     from tokenflow.training import config
+    from tokenflow.training.state import CURRENT
 
     folder = out or Path("runs") / Path(name).stem
+    first = not int(os.environ.get("RANK", 0))  # torchrun's others say nothing
     if resume not in ("no", "auto", "must"):
         raise typer.BadParameter(f"--resume must be no, auto or must, got {resume}")
     begun = (folder / config.RECIPE).is_file()
     try:
         if resume == "must" or (resume == "auto" and begun):
             chosen = config.of_run(kind, folder, changes)
+            if resume == "must" and not (folder / CURRENT).is_file():
+                raise FileNotFoundError(
+                    f"train: nothing to resume, {folder / CURRENT} is not there"
+                )
         else:
             chosen = config.load(kind, name, changes)
     except (FileNotFoundError, ValueError) as error:
@@ -102,10 +108,12 @@ def _train(
         facts = train(chosen, folder, resume=resume != "no", device=device)
     except (FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    except KeyboardInterrupt:
-        note(f"stopped; go on with --resume auto --out {folder}")
-        raise typer.Exit(130) from None
-    if int(os.environ.get("RANK", 0)):  # torchrun's others have nothing to add
+    except KeyboardInterrupt as stop:  # and Stopped, which has saved
+        if first:
+            saved = getattr(stop, "step", "the latest checkpoint")
+            note(f"stopped; go on from {saved} with --resume auto --out {folder}")
+        raise typer.Exit(getattr(stop, "status", 130)) from None
+    if not first:
         return
     if as_json:
         say_json({"model": str(folder / "model"), **facts})

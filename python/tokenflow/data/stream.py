@@ -12,6 +12,7 @@ waits in shared memory stays small.
 """
 
 import itertools
+import os
 import random
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -152,6 +153,7 @@ class Stream:
             sampler=_From(self.start * self._pieces),
             num_workers=self.workers,
             generator=torch.Generator(),  # the global one is left as it is
+            worker_init_fn=_stand_apart,
         )
         pieces = None
         try:
@@ -228,6 +230,11 @@ class _Pieces(Dataset):
 
     def __getitem__(self, piece: int) -> dict[str, Any]:
         return self.stream._piece(piece)
+
+
+def _stand_apart(worker: int) -> None:
+    """Leave the group that Ctrl-C and torchrun signal: who reads decides what to do."""
+    os.setpgrp()
 
 
 class _From:

@@ -1,11 +1,16 @@
 """What a run tells: a line per event in log.jsonl, a progress bar, TensorBoard.
 
 The first process writes and speaks, the others are silent. log.jsonl is always there;
-the other two are for people. Pictures go to RUN/pictures as PNG files.
+the other two are for people. Pictures go to RUN/pictures as PNG files. A disk that is
+full stops no training for the sake of its log: lines wait until they can be written,
+pictures and TensorBoard are given up, and it is said.
 """
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +44,11 @@ class Log:
         self._bar: Bar | None = None
         self._wants_bar = sys.stderr.isatty() if bar is None else bar
         self._writer: Any = None
+        self._waiting = b""  # lines that could not be written yet
         if silent:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        _end_line(folder / LOG)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -70,26 +77,49 @@ class Log:
             key: float(f"{value:.6g}") if isinstance(value, float) else value
             for key, value in facts.items()
         }
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"event": name, **rounded}, ensure_ascii=False) + "\n"
-            )
-        if self._writer is not None and "step" in facts:
-            for key, value in facts.items():
-                if isinstance(value, int | float) and key != "step":
-                    self._writer.add_scalar(f"{name}/{key}", value, facts["step"])
+        line = json.dumps({"event": name, **rounded}, ensure_ascii=False) + "\n"
+        self._write(line.encode())
+        with self._unless_full("TensorBoard"):
+            if self._writer is not None and "step" in facts:
+                for key, value in facts.items():
+                    if isinstance(value, int | float) and key != "step":
+                        self._writer.add_scalar(f"{name}/{key}", value, facts["step"])
+
+    def _write(self, line: bytes) -> None:
+        """Append a line, and those that wait, to log.jsonl: whole or not at all."""
+        lines, path = self._waiting + line, self.folder / LOG
+        try:
+            append(path, lines)
+        except OSError as error:
+            if not self._waiting:
+                self.say(f"{path} cannot be written, its lines wait ({error})")
+            self._waiting = lines
+        else:
+            self._waiting = b""
+
+    @contextmanager
+    def _unless_full(self, what: str) -> Iterator[None]:
+        """Let something that is for people fail, and say so."""
+        try:
+            yield
+        except OSError as error:
+            self.say(f"{what} cannot be written ({error})")
+            if what == "TensorBoard":
+                self._writer = None
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
         """Write RUN/pictures/<name>-<step>.png, and show it in TensorBoard."""
         if self.silent:
             return
-        with writing(self.folder / "pictures" / f"{name}-{step:08d}.png") as beside:
+        path = self.folder / "pictures" / f"{name}-{step:08d}.png"
+        with self._unless_full(str(path)), writing(path) as beside:
             picture.save(beside, format="PNG")
-        if self._writer is not None:
-            import numpy as np
+        with self._unless_full("TensorBoard"):
+            if self._writer is not None:
+                import numpy as np
 
-            pixels = np.asarray(picture.convert("RGB"))
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
+                pixels = np.asarray(picture.convert("RGB"))
+                self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def begin(self, share: float) -> None:
         """Show a bar, if it is wanted, of a run of which a share is done."""
@@ -108,15 +138,46 @@ class Log:
         """End the bar and the event file."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._waiting:
+            self._write(b"")
+        with self._unless_full("TensorBoard"):
+            if self._writer is not None:
+                self._writer.close()
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Append to a file; where the disk is full, nothing.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(lines)
+            while written < len(lines):  # the next try says why
+                written += file.write(lines[written:])
+        except OSError:
+            with suppress(OSError):  # what is no file has no length
+                file.truncate(before)
+            raise
+
+
+def _end_line(path: Path) -> None:
+    """Part what a killed run left of a line from the lines to come."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            whole = file.read() == b"\n"
+        if not whole:
+            append(path, b"\n")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """Return the events of a run, in the order they were written.
 
-    A last line that a kill cut short is left out. After a resumption the steps between
-    the checkpoint and the kill are there twice; the later one counts.
+    A line that a kill cut short is left out. After a resumption the steps between
+    the checkpoint and the kill are there twice; see `history`.
 
     Raises:
         FileNotFoundError: There is no log.
@@ -125,7 +186,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; is {folder} a training run?")
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:

@@ -5,7 +5,7 @@ part by part, the gradient is clipped and the optimizer steps; the task tends to
 has no gradient (its codebook); the average moves. On the way the averaged weights are
 judged on held-out pictures, and checkpoints are saved. All that is random is a pure
 function of the seed, the step and a name, on any number of processes, so a resumed run
-is the run it would have been.
+is the run it would have been. Asked to stop, it saves first.
 """
 
 import math
@@ -31,6 +31,7 @@ from tokenflow.training.optimizers import (
 )
 from tokenflow.training.parallel import KINDS, Part, recompute
 from tokenflow.training.state import Checkpoints
+from tokenflow.training.stop import Ears, Stopped
 from tokenflow.training.world import World
 
 PRECISIONS = {
@@ -200,6 +201,7 @@ class Run:
             )
         self.task, self.config, self.world, self.log = task, config, world, log
         self.step, self.seconds, self.broken = 0, 0.0, 0
+        self.saved: int | None = None  # the step of the latest checkpoint
         self.parts: dict[str, Part] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, module in task.parts.items():
@@ -213,7 +215,7 @@ class Run:
         self.average = Average(module, config.average, task.whole(task.averaged()))
         scaled = config.precision == "float16" and world.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=scaled)
-        self.checkpoints = Checkpoints(folder / "checkpoints", world, config.keep)
+        self.checkpoints = Checkpoints(folder / states.FOLDER, world, config.keep)
 
     # one step
 
@@ -293,15 +295,26 @@ class Run:
             found |= states.optimizer_tensors(name, optimizer, named)
         for key, value in self.average.values.items():
             found[f"average/{key}"] = value
-        facts = {"step": self.step, "seconds": self.seconds, "broken": self.broken}
+        facts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "broken": self.broken,
+            "memory": {
+                name: states.memory_of(optimizer)
+                for name, optimizer in self.optimizers.items()
+            },
+        }
         found["facts"] = states.as_tensor([facts, self.scaler.state_dict()])
         return found
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, if there is none."""
+        if self.saved == self.step:
+            return
         for part in self.parts.values():
             part.share_buffers()
         self.checkpoints.save(self.step, self.tensors())
+        self.saved = self.step
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -317,7 +330,10 @@ class Run:
         tensors = states.keep_random(self.tensors(), held)
         self.checkpoints.load(path, tensors)
         facts, scaler = states.as_facts(tensors["facts"])
+        for name, wanted in facts.get("memory", {}).items():
+            states.check_memory(path, name, self.optimizers[name], wanted)
         self.step, self.seconds = facts["step"], facts["seconds"]
+        self.saved = self.step
         self.broken = facts["broken"]
         self.scaler.load_state_dict(scaler)
         if f"random/{self.world.rank}/torch" in tensors:
@@ -361,10 +377,12 @@ def fit(
     Raises:
         FileExistsError: A checkpoint is there and `resume` is False.
         ValueError: The checkpoint there is not of such a run.
+        OSError: A checkpoint could not be written; the one before is whole.
         FloatingPointError: A loss is no finite number.
+        Stopped: A signal asked for it; a checkpoint is written.
     """
     world, config = world or World(), recipe.run
-    found = Checkpoints(folder / "checkpoints", world, config.keep).current()
+    found = Checkpoints(folder / states.FOLDER, world, config.keep).current()
     if found is not None and not resume:
         raise FileExistsError(
             f"train: {found} is of an earlier run; resume it, or name a new folder"
@@ -373,6 +391,8 @@ def fit(
     log = Log(folder, tensorboard=config.tensorboard, bar=bar, silent=not world.first)
     try:
         run = Run(make(log.say), config, folder, world, log)
+        if found is not None:
+            run.resume(found)
         if world.first:
             write(folder, recipe)
         facts = {"processes": world.size, "recipe": changed(recipe)}
@@ -380,20 +400,25 @@ def fit(
             name = getattr(recipe, "task", "")
             log.event("start", task=name, seed=config.seed, **facts)
         else:
-            run.resume(found)
             log.event("resume", step=run.step, seconds=run.seconds, **facts)
         sizes = {
             n: sum(p.numel() for p in m.parameters()) for n, m in run.task.parts.items()
         }
         shown = ", ".join(f"{n} {size / 1e6:.2f}" for n, size in sizes.items())
         log.say(f"parameters in millions: {shown}; from step {run.step}")
-        return _go(run, folder)
+        with Ears(silent=not world.first) as ears:
+            _go(run, ears)
+        return _finish(run, folder)
     finally:
         log.close()
 
 
-def _go(run: Run, folder: Path) -> dict[str, Any]:
-    """Make steps until the limit; judge and save on the way and at the end."""
+def _go(run: Run, ears: Ears) -> None:
+    """Make steps until the limit; judge and save on the way, and save at the end.
+
+    Raises:
+        Stopped: One of the processes heard a signal; all have saved.
+    """
     task, config, world, log = run.task, run.config, run.world, run.log
     before, first, start = run.seconds, run.step, time.monotonic()
     batches = task.batches(run.step, world)
@@ -404,34 +429,46 @@ def _go(run: Run, folder: Path) -> dict[str, Any]:
             key: value.to(world.device) if isinstance(value, Tensor) else value
             for key, value in next(batches).items()
         }
-        run.broken += int(world.sum(torch.tensor(batch.pop("broken", 0))))
+        broken = batch.pop("broken", 0)
         window.append(run.make_step(batch))
+        told = torch.tensor([[broken, ears.heard]], device=world.device)
+        brokens, signals = world.gather(told).T.tolist()
+        run.broken += sum(brokens)
         seconds = before + time.monotonic() - start
         run.seconds = world.same(seconds) if config.minutes is not None else seconds
         progress = run.moment().progress
         last = progress >= 1
+        stop = max(signals) if not last else 0
         pictures = (run.step - first) * config.batch
         log.progress(progress, run.step, pictures, loss=window[-1]["loss"])
-        if run.step % config.log_every == 0 or last:
+        if run.step % config.log_every == 0 or last or stop:
             facts = _mean(window, world)
             clock = {"seconds": run.seconds, "broken": run.broken}
             log.event("step", step=run.step, **clock, **facts)
             window.clear()
+        if stop:
+            run.save()
+            log.event("stop", step=run.step, signal=stop)
+            raise Stopped(stop, run.step)
         if _due(run.step, config.evaluate_every) and not last:
             _judge(run)
         if _due(run.step, config.save_every) and not last:
             run.save()
     run.save()
+
+
+def _finish(run: Run, folder: Path) -> dict[str, Any]:
+    """Write the result, judge it a last time, and return the facts of the run."""
     with run.average.in_place():
-        task.finish(folder, world)
+        run.task.finish(folder, run.world)
     facts = {
         "steps": run.step,
-        "samples": run.step * config.batch,
+        "samples": run.step * run.config.batch,
         "minutes": run.seconds / 60,
         "broken": run.broken,
         **_judge(run),
     }
-    log.event("end", **facts)
+    run.log.event("end", **facts)
     return facts
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -48,6 +49,7 @@ class Part:
         if world.size == 1:
             return
         if kind == "fsdp":
+            share(module)  # as the other does by itself
             mesh = init_device_mesh(world.device.type, (world.size,))
             self.whole = whole
             for block in (*blocks, module):
@@ -81,6 +83,13 @@ class Part:
             for buffer in self.module.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(self.world.mean(buffer))
+
+
+@torch.no_grad()
+def share(module: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        dist.broadcast(tensor, 0)
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

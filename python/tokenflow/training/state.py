@@ -33,6 +33,8 @@ from tokenflow._files import writing
 from tokenflow.training.world import World
 
 Tensors = dict[str, Tensor]
+FOLDER = "checkpoints"  # of RUN
+CURRENT = f"{FOLDER}/current"
 
 
 class Checkpoints:
@@ -79,24 +81,39 @@ class Checkpoints:
             for left in self.folder.glob(".*.part"):  # of runs that were killed
                 shutil.rmtree(left)
         self.world.wait()
+        reason = None
         try:
             with _quiet():
                 dcp.save(tensors, checkpoint_id=beside, no_dist=self.world.size == 1)
-        except BaseException as error:
+            if self.world.first:
+                self._place(beside, path)
+        except (Exception, CheckpointException) as error:
+            reason = error
+        failed = torch.tensor(float(reason is not None), device=self.world.device)
+        if self.world.sum(failed):
+            free = shutil.disk_usage(self.folder).free / 2**20
+            self.world.wait()
             if self.world.first:
                 shutil.rmtree(beside, ignore_errors=True)
-            if isinstance(error, Exception | CheckpointException):
-                raise OSError(f"train: could not write {path} ({error})") from error
-            raise
-        if self.world.first:
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(beside, path)
-            with writing(self.folder / "current") as text:
-                text.write_text(path.name + "\n", encoding="utf-8")
-            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
-        self.world.wait()
+            raise OSError(
+                f"train: could not write {path}: {_reason(reason)}, with {free:.1f} "
+                "MiB of the disk free; the checkpoint before it is whole"
+            ) from reason
         return path
+
+    def _place(self, beside: Path, path: Path) -> None:
+        """Make what was written a checkpoint, the current one, and remove old ones."""
+        if path.exists():
+            os.replace(path, self.folder / f".{path.name}.old.part")
+        os.replace(beside, path)
+        with writing(self.folder / "current") as text:
+            text.write_text(path.name + "\n", encoding="utf-8")
+        names = sorted(p.name for p in self.folder.glob("step-*"))
+        # a later one was not the current one when the run went on from an earlier
+        later = [name for name in names if name > path.name]
+        before = [name for name in names if name <= path.name]
+        for name in (f".{path.name}.old.part", *later, *before[: -self.keep]):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def load(self, path: Path, tensors: Tensors) -> None:
         """Fill these tensors, in place, from a checkpoint that holds exactly them.
@@ -130,14 +147,26 @@ class Checkpoints:
             with _quiet():
                 dcp.load(tensors, checkpoint_id=path, no_dist=self.world.size == 1)
         except (Exception, CheckpointException) as error:
-            raise OSError(f"train: could not read {path} ({error})") from error
+            raise OSError(f"train: could not read {path} ({_reason(error)})") from error
 
     def index(self, path: Path) -> dict[str, Any]:
         """Return what a checkpoint holds: name → torch's metadata, with `size`."""
         try:
             return dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         except (Exception, CheckpointException) as error:
-            raise OSError(f"train: could not read {path} ({error})") from error
+            raise OSError(f"train: could not read {path} ({_reason(error)})") from error
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return what went wrong, of what torch makes of it, in a line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    deeper = error
+    while deeper is not None:  # a full disk is hidden by what follows from it
+        if isinstance(deeper, OSError):
+            error = deeper
+        deeper = deeper.__cause__ or deeper.__context__
+    return str(error).strip().split("\n", 1)[0] if error else "see the first process"
 
 
 @contextmanager
@@ -179,6 +208,35 @@ def remember(
                 )
         if memory:
             optimizer.state[tensor] = memory
+
+
+def memory_of(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Return what an optimizer remembers: [kind, its words, how many tensors]."""
+    memories = optimizer.state.values()
+    words = sorted({what for memory in memories for what in memory})
+    return [type(optimizer).__name__, words, sum(map(len, memories))]
+
+
+def check_memory(
+    path: Path, name: str, optimizer: torch.optim.Optimizer, wanted: list[Any]
+) -> None:
+    """Hold what an optimizer now remembers against what it did when it was saved.
+
+    Raises:
+        ValueError: It is another kind, or has not all of its memory back.
+    """
+    kind, words, many = memory_of(optimizer)
+    families = {"AdamW": "Adam"}  # they remember alike
+    if families.get(kind, kind) != families.get(wanted[0], wanted[0]):
+        raise ValueError(
+            f"train: {path} must hold the memory of the {name}'s optimizer, {kind}; "
+            f"it is of a run with {wanted[0]}"
+        )
+    if [words, many] != wanted[1:]:
+        raise ValueError(
+            f"train: {path} must hold all that the {name}'s optimizer remembers, "
+            f"{wanted[2]} tensors of {wanted[1]}; it gave back {many} of {words}"
+        )
 
 
 def as_tensor(facts: Any, size: int = 4096) -> Tensor:
