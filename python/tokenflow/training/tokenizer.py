@@ -239,7 +239,8 @@ class TokenizerTask:
         if self.recipe.train != "all" or not self.health.starts(moment.step):
             return
         with torch.no_grad(), self.health.watch():
-            self.model(as_input(batch["image"]))
+            features = self.model.features(as_input(batch["image"]))
+            self.model.quantizer(features, rng=moment.rng("scale"))
         self.health.start(optimizers["model"], moment)
 
     def loss(
