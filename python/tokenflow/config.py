@@ -130,8 +130,9 @@ class TokenFlowConfig(PreTrainedConfig):
         pixel_latent: Channels between the pixel networks and their 1×1 convolutions.
         output_size: Side of the decoded picture, image_size when None.
         codebook_size: Entries K of the two books.
-        semantic_dim: Width Ds of the semantic half of an entry.
-        pixel_dim: Width Dp of the pixel half.
+        semantic_dim: Width Ds of the semantic half of an entry. 0: there is no such
+            half and no semantic encoder, and both decoders read the pixel half.
+        pixel_dim: Width Dp of the pixel half, 0 likewise.
         pixel_weight: Weight of the pixel distance when entries are compared.
         normalize: Compare and look up entries as unit vectors (as published).
         commitment_weight: β of the commitment loss (0.25 in the paper and in the
@@ -140,6 +141,8 @@ class TokenFlowConfig(PreTrainedConfig):
         scale_drop: Probability that a training step leaves one scale out.
         estimator: How gradients pass the quantizer in training: "straight_through" (as
             published) or "rotation"; see `tokenflow_ext.nn.PyramidQuantizer`.
+        pixel_gradient: Whether redrawn pictures teach encoders and books (as
+            published), or the pixel decoder alone.
 
     Raises:
         ValueError: A value is out of its range, or the parts do not fit together.
@@ -166,6 +169,7 @@ class TokenFlowConfig(PreTrainedConfig):
     entropy_weight: float = 0.0
     scale_drop: float = 0.1
     estimator: str = "straight_through"
+    pixel_gradient: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
         for part in PARTS:  # what is not said is as in the smallest preset
@@ -232,13 +236,17 @@ def _check(config: TokenFlowConfig) -> None:
         "semantic_target",
         "pixel_latent",
         "codebook_size",
-        "semantic_dim",
-        "pixel_dim",
     ):
         if getattr(config, name) < 1:
             raise ValueError(
                 f"TokenFlowConfig: {name} must be ≥ 1, got {getattr(config, name)}"
             )
+    widths = config.semantic_dim, config.pixel_dim
+    if min(widths) < 0 or max(widths) < 1:
+        raise ValueError(
+            "TokenFlowConfig: semantic_dim and pixel_dim must be ≥ 0, and one of them "
+            f"≥ 1, got {widths[0]} and {widths[1]}"
+        )
     for name in ("pixel_weight", "commitment_weight", "entropy_weight"):
         if not getattr(config, name) >= 0:
             raise ValueError(

@@ -84,25 +84,23 @@ class TokenFlowTokenizer(PreTrainedModel):
 
     def __init__(self, config: TokenFlowConfig) -> None:
         super().__init__(config)
-        kind = config.semantic_encoder["kind"]
-        arguments = {k: v for k, v in config.semantic_encoder.items() if k != "kind"}
-        self.semantic_encoder = semantic.SEMANTIC_ENCODERS[kind](**arguments)
-        width, side = self.semantic_encoder.width, config.image_size
-        if self.semantic_encoder.grid(side, side) != (config.grid, config.grid):
-            raise ValueError(
-                f"TokenFlowTokenizer: the semantic encoder must make a grid of "
-                f"{config.grid}×{config.grid} from {side}×{side} pixels, it makes "
-                f"{self.semantic_encoder.grid(side, side)}"
-            )
-        self.semantic_head = semantic.TaskHead(width, config.semantic_dim)
         latent = config.pixel_latent
-        self.pixel_encoder = pixel.PixelEncoder(latent=latent, **config.pixel_encoder)
-        self.quant_conv = nn.Conv2d(latent, config.pixel_dim, 1)
+        meaning, look = config.semantic_dim, config.pixel_dim
+        self.semantic_encoder = self.semantic_head = None
+        if meaning:
+            self.semantic_encoder = _semantic_encoder(config)
+            self.semantic_head = semantic.TaskHead(self.semantic_encoder.width, meaning)
+        self.pixel_encoder = self.quant_conv = None
+        if look:
+            self.pixel_encoder = pixel.PixelEncoder(
+                latent=latent, **config.pixel_encoder
+            )
+            self.quant_conv = nn.Conv2d(latent, look, 1)
         self.quantizer = Quantizer(config)
-        self.post_quant_conv = nn.Conv2d(config.pixel_dim, latent, 1)
+        self.post_quant_conv = nn.Conv2d(look or meaning, latent, 1)
         self.pixel_decoder = pixel.PixelDecoder(latent=latent, **config.pixel_decoder)
         self.semantic_decoder = semantic.SemanticDecoder(
-            in_channels=config.semantic_dim, **config.semantic_decoder
+            in_channels=meaning or look, **config.semantic_decoder
         )
         self.semantic_target_head = semantic.TaskHead(
             config.semantic_decoder["width"], config.semantic_target
@@ -122,13 +120,16 @@ class TokenFlowTokenizer(PreTrainedModel):
             ValueError: H and W are no whole number of grid cells.
         """
         height, width = self.grid(*images.shape[-2:])
-        dtype = self.quant_conv.weight.dtype
-        tokens = self.semantic_head(self.semantic_encoder(images.to(dtype)))
-        meaning = tokens.transpose(1, 2).unflatten(2, (height, width))
-        factor = self.config.pixel_factor
-        images = _resize(images, (factor * height, factor * width))
-        look = self.quant_conv(self.pixel_encoder(images.to(dtype)))
-        return torch.cat([meaning, look], dim=1)
+        dtype = self.post_quant_conv.weight.dtype
+        halves = []
+        if self.semantic_encoder is not None:
+            tokens = self.semantic_head(self.semantic_encoder(images.to(dtype)))
+            halves.append(tokens.transpose(1, 2).unflatten(2, (height, width)))
+        if self.pixel_encoder is not None:
+            factor = self.config.pixel_factor
+            images = _resize(images, (factor * height, factor * width))
+            halves.append(self.quant_conv(self.pixel_encoder(images.to(dtype))))
+        return torch.cat(halves, dim=1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of the final grid for a picture of that size."""
@@ -140,6 +141,8 @@ class TokenFlowTokenizer(PreTrainedModel):
                 f"pixels (native {side}×{side}), got {height}×{width}"
             )
         cells = height * native // side, width * native // side
+        if self.semantic_encoder is None:
+            return cells
         seen = self.semantic_encoder.grid(height, width)
         if (
             seen != cells
@@ -244,7 +247,9 @@ class TokenFlowTokenizer(PreTrainedModel):
     def decode_pixels(self, quantized: Tensor) -> Tensor:
         """Redraw: [B, Ds + Dp, h, w] → [B, 3, H, W] about [-1, 1], not clamped."""
         grid = quantized.shape[-2:]
-        look = quantized[:, self.config.semantic_dim :]
+        look = quantized
+        if self.config.pixel_dim:
+            look = quantized[:, self.config.semantic_dim :]
         x = self.post_quant_conv(look.to(self.post_quant_conv.weight.dtype))
         side = self.config.output_size or self.config.image_size
         size = tuple(round(side * cells / self.config.grid) for cells in grid)
@@ -252,7 +257,9 @@ class TokenFlowTokenizer(PreTrainedModel):
 
     def decode_semantics(self, quantized: Tensor) -> Tensor:
         """Rebuild the teacher's features: [B, Ds + Dp, h, w] → [B, h·w, target]."""
-        meaning = quantized[:, : self.config.semantic_dim]
+        meaning = quantized
+        if self.config.semantic_dim:
+            meaning = quantized[:, : self.config.semantic_dim]
         meaning = meaning.to(self.post_quant_conv.weight.dtype)
         return self.semantic_target_head(self.semantic_decoder(meaning))
 
@@ -324,12 +331,18 @@ class TokenFlowTokenizer(PreTrainedModel):
             Source: arXiv:2412.03069, table 8.
 
         Raises:
-            ValueError: The strategy is unknown; else as `encode` and `decode`.
+            ValueError: The strategy is unknown, or the model has no semantic half; else
+                as `encode` and `decode`.
         """
         if strategy not in STRATEGIES:
             raise ValueError(
                 f"understanding_features: strategy must be one of {list(STRATEGIES)}, "
                 f"got {strategy!r}"
+            )
+        if strategy == "semantic" and not self.config.semantic_dim:
+            raise ValueError(
+                "understanding_features: strategy 'semantic' needs a semantic half, "
+                "the model has none (semantic_dim is 0)"
             )
         encoded = self._as_encoded(source, scales, grid, resize)
         if strategy == "residual":
@@ -391,8 +404,11 @@ class TokenFlowTokenizer(PreTrainedModel):
         """
         pairs = self.schedule(self.grid(*images.shape[-2:]), scales)
         result = self.quantizer(self.features(images), pairs, rng)
+        seen = result.quantized
+        if not self.config.pixel_gradient:
+            seen = seen.detach()
         return TokenFlowOutput(
-            pixel_reconstruction=self.decode_pixels(result.quantized),
+            pixel_reconstruction=self.decode_pixels(seen),
             semantic_reconstruction=self.decode_semantics(result.quantized),
             vq_loss=result.vq_loss,
             commitment_loss=result.commitment_loss,
@@ -493,6 +509,21 @@ class TokenFlowTokenizer(PreTrainedModel):
             kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
         with checkpoint.replacing(save_directory) as folder, quiet():
             super().save_pretrained(folder, *args, state_dict=state, **kwargs)
+
+
+def _semantic_encoder(config: TokenFlowConfig) -> nn.Module:
+    """Build the semantic encoder and check that its patches are the grid's cells."""
+    kind = config.semantic_encoder["kind"]
+    arguments = {k: v for k, v in config.semantic_encoder.items() if k != "kind"}
+    encoder = semantic.SEMANTIC_ENCODERS[kind](**arguments)
+    side = config.image_size
+    if encoder.grid(side, side) != (config.grid, config.grid):
+        raise ValueError(
+            f"TokenFlowTokenizer: the semantic encoder must make a grid of "
+            f"{config.grid}×{config.grid} from {side}×{side} pixels, it makes "
+            f"{encoder.grid(side, side)}"
+        )
+    return encoder
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

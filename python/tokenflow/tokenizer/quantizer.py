@@ -3,6 +3,9 @@
 Tokens must not change with the dtype that the networks run in, so the two books keep
 their float32 values through `.half()`, `.to(torch.bfloat16)` and autocast; features
 of any dtype are read as float32.
+
+An entry may have one half alone. The ops always compare two, so they get a column of
+zeros for the other, which adds 0 to every score; nobody else sees it.
 Source: TokenFlow, arXiv:2412.03069, section 3.
 """
 
@@ -12,10 +15,12 @@ import random
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenflow.config import TokenFlowConfig
 from tokenflow.tokenizer.scales import Scales, as_pairs, drop_one
+from tokenflow_ext import Prepared, lookup, pyramid_lookup, pyramid_quantize
 from tokenflow_ext.nn import PyramidQuantizer, QuantizerOutput
 
 
@@ -27,10 +32,10 @@ class Quantizer(PyramidQuantizer):
     """
 
     def __init__(self, config: TokenFlowConfig) -> None:
+        widths = config.semantic_dim, config.pixel_dim
         super().__init__(
             config.codebook_size,
-            config.semantic_dim,
-            config.pixel_dim,
+            *(max(1, width) for width in widths),
             scales=as_pairs(config.scales),
             pixel_weight=config.pixel_weight,
             normalize=config.normalize,
@@ -39,12 +44,78 @@ class Quantizer(PyramidQuantizer):
             estimator=config.estimator,
         )
         self.scale_drop = config.scale_drop
+        self.semantic_width, self.pixel_width = widths
+        if not self.semantic_width:
+            self.semantic_book = None
+        if not self.pixel_width:
+            self.pixel_book = None
+
+    def books(self) -> tuple[Tensor, Tensor]:
+        """Return the books as stored: [K, Ds] and [K, Dp], of which one may be 0."""
+        meaning, look = self.semantic_book, self.pixel_book
+        if meaning is None:
+            return look.new_empty(len(look), 0), look
+        return meaning, meaning.new_empty(len(meaning), 0) if look is None else look
+
+    def _searched(self) -> tuple[Tensor, Tensor]:
+        """Return the books as the ops take them."""
+        meaning, look = self.books()
+        return tuple(b if b.shape[1] else F.pad(b, (0, 1)) for b in (meaning, look))
+
+    def _widened(self, features: Tensor) -> Tensor:
+        """Return features [B, Ds + Dp, h, w] as the ops take them."""
+        before, after = int(not self.semantic_width), int(not self.pixel_width)
+        if not before and not after:
+            return features
+        return F.pad(features, (0, 0, 0, 0, before, after))
+
+    def _own(self, quantized: Tensor, dim: int) -> Tensor:
+        """Return what the ops gave back without their column of zeros."""
+        width = self.semantic_width + self.pixel_width
+        if quantized.shape[dim] == width:
+            return quantized
+        return quantized.narrow(dim, int(not self.semantic_width), width)
+
+    def prepared(self) -> Prepared | None:
+        """Return the books ready for the ops; see `SharedBooks.prepared`."""
+        return self._kept.get(
+            *self._searched(), normalize=self.normalize, keep=not self.training
+        )
+
+    def entries(self, indices: Tensor) -> Tensor:
+        """Return the entries that `indices` name: [...] → [..., Ds + Dp]."""
+        found = lookup(indices, *self._searched(), normalize=self.normalize)
+        return self._own(found, -1)
+
+    def lookup(
+        self,
+        indices: Tensor,
+        scales: Scales | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Return the sum of the entries of all scales; see `PyramidQuantizer`."""
+        total = pyramid_lookup(
+            indices,
+            *self._searched(),
+            self.scales if scales is None else scales,
+            size=size,
+            normalize=self.normalize,
+        )
+        return self._own(total, 1)
 
     def quantize(
         self, features: Tensor, scales: Scales | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return (indices, quantized) of features in any floating dtype."""
-        return super().quantize(features.float(), scales)
+        indices, quantized = pyramid_quantize(
+            self._widened(features.float()),
+            *self._searched(),
+            self.scales if scales is None else scales,
+            pixel_weight=self.pixel_weight,
+            normalize=self.normalize,
+            prepared=self.prepared(),
+        )
+        return indices, self._own(quantized, 1)
 
     def forward(
         self,

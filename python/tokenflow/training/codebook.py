@@ -423,10 +423,12 @@ def centre_features(
     squares = (features - mean[:, None, None]).square().sum(dim=(0, 2, 3))
     spread = (world.sum(squares) / (cells - 1)).sqrt()
     width = model.config.semantic_dim
-    for layer, half in (
-        (model.semantic_head[-1], slice(None, width)),
-        (model.quant_conv, slice(width, None)),
-    ):
+    layers = []
+    if model.semantic_head is not None:
+        layers.append((model.semantic_head[-1], slice(None, width)))
+    if model.quant_conv is not None:
+        layers.append((model.quant_conv, slice(width, None)))
+    for layer, half in layers:
         count = layer.weight.shape[0]
         scale = 1 / (spread[half].clamp_min(1e-6) * count**0.5)
         layer.bias.copy_((layer.bias - mean[half]) * scale)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenflow.training.rows import CHUNK, Rows
-from tokenflow_ext import code_histogram, quantize
+from tokenflow_ext import code_histogram, nearest, quantize
 
 DRAWS = 32  # in which the first centres are drawn
 BITS = 14  # of a value, when squared distances are whole numbers
@@ -52,6 +52,8 @@ class Metric:
 
     def nearest(self, rows: Tensor, centres: Tensor) -> Tensor:
         """Return the nearest centre of each row: [n, D], [K, D] → [n] int64."""
+        if not min(self.widths):  # one half alone
+            return nearest(rows, centres, normalize=self.normalize)
         return quantize(
             *self.halves(rows),
             *self.halves(centres),
