@@ -74,6 +74,74 @@ def teacher(
     _train(*job, recipe, out, changes or (), resume, device, as_json)
 
 
+@app.command()
+def ablation(
+    recipe: Recipe = "scenes",
+    out: Out = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Such as 0,1; those of the recipe if not given.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this variant alone, all if not given. Repeatable."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained teacher; one is trained if not given."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; each has its share of threads.")
+    ] = 1,
+    docs: Annotated[
+        Path | None, typer.Option(help="A page whose table is replaced at the end.")
+    ] = None,
+    changes: Set = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train variants of a tokenizer, judge and compare them; see docs/ablation.md.
+
+    Scores are written to OUT/ablation.json, as a table to OUT/ablation.md (OUT is
+    runs/ablation-RECIPE if not given). Finished runs in OUT are kept, interrupted ones
+    go on.
+    """
+    import dataclasses
+
+    from tokenflow._files import writing
+    from tokenflow.training import ablation as task
+    from tokenflow.training import ablation_table, config
+
+    folder = out or Path("runs") / f"ablation-{Path(recipe).stem}"
+    try:
+        chosen = config.load(task.AblationRecipe, recipe, changes or ())
+        if seeds is not None:
+            numbers = tuple(int(seed) for seed in seeds.split(","))
+            chosen = dataclasses.replace(chosen, seeds=numbers)
+        result = task.train_ablation(
+            chosen,
+            folder,
+            teacher=teacher,
+            only=only or (),
+            jobs=jobs,
+            device=device,
+            say=note,
+        )
+        table = ablation_table.as_markdown(result)
+        with writing(folder / "ablation.md") as beside:
+            beside.write_text(table, encoding="utf-8")
+        if docs is not None:
+            ablation_table.write_docs(result, docs)
+    except (FileNotFoundError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except KeyboardInterrupt:
+        note("stopped; the same command goes on")
+        raise typer.Exit(130) from None
+    if as_json:
+        say_json(result)
+    else:
+        typer.echo(table, nl=False)
+
+
 def _train(
     kind: type,
     train: Any,
