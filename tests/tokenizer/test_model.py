@@ -309,7 +309,7 @@ def test_the_fingerprint_follows_books_and_comparison_alone(tokenizer):
 
 
 def test_a_shipped_name_is_found_without_network(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(checkpoint.files, "SHIPPED", tmp_path)
     tokenizer.save_pretrained(tmp_path / "little")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     loaded = TokenFlowTokenizer.from_pretrained("little")

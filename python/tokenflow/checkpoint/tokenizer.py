@@ -1,26 +1,16 @@
-"""Weights on disk: read published files safely, write folders whole.
+"""The published tokenizers' parameter names, and ours.
 
-The published `.pt` files hold pickled dicts, one of them an argparse Namespace; they
-are read with an allow-list, never with a free unpickler. This is the only file that
-knows upstream's parameter names: for each part a short table of what is called
-differently there. A folder is written beside its place and moved there at the end.
+For each part a short table of what is called differently there.
 Source: the published training code; names in its state_dict.
 """
 
-import argparse
-import pickle
-import re
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from os import PathLike, fspath, replace, sep
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
+from tokenflow.checkpoint.files import SHOWN, check_complete, check_shapes
 from tokenflow.config import TokenFlowConfig
 from tokenflow.tokenizer.transformer import (
     CLIP_MEAN,
@@ -28,11 +18,6 @@ from tokenflow.tokenizer.transformer import (
     SIGLIP_MEAN,
     SIGLIP_STD,
 )
-
-CONTAINERS = ("ema", "model", "state_dict")  # the first present holds the weights
-SHIPPED = Path(__file__).resolve().parent / "weights"  # models inside the package
-SHOWN = 5  # differing names in a message
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 Names = tuple[tuple[str, str], ...]  # (upstream's, ours)
 _PARTS: Names = (
@@ -142,84 +127,6 @@ def to_upstream(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return weights
 
 
-def read_upstream(source: str | PathLike) -> dict[str, Tensor]:
-    """Read a published `.pt` file and return its weights under upstream's names.
-
-    Accepts the containers `ema`, `model` and `state_dict` (the first present), a bare
-    state dict, and names with `module.` or `_orig_mod.` in them. Nothing but tensors,
-    plain containers and an argparse.Namespace is unpickled.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, asks for other code to be run, or holds
-            no weights; the message names it.
-    """
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"convert: there is no file {path}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(
-                path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=zipfile.is_zipfile(path),  # optimizer states stay on the disk
-            )
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"convert: {path} must hold tensors and plain values only, and be whole; "
-            f"refused to unpickle {_asked_for(error)}"
-        ) from None
-    except (RuntimeError, EOFError, KeyError, AttributeError, OSError) as error:
-        raise ValueError(
-            f"convert: {path} must be a whole PyTorch file; it is truncated or "
-            f"something else ({_first_line(error)})"
-        ) from None
-    return _weights_in(content, path)
-
-
-def _asked_for(error: Exception) -> str:
-    """Say what torch would not unpickle, without its advice to do so all the same."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return found[1] if found else "it"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _weights_in(content: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict):
-        for name in CONTAINERS:
-            if isinstance(content.get(name), dict):
-                content = content[name]
-                break
-        weights = {
-            _plain(key): value
-            for key, value in content.items()
-            if isinstance(key, str) and isinstance(value, Tensor)
-        }
-        if weights:
-            return weights
-    raise ValueError(
-        f"convert: {path} must hold weights under one of {list(CONTAINERS)} or at the "
-        f"top, found {_summary(content)}"
-    )
-
-
-def _plain(key: str) -> str:
-    while key.startswith("module."):
-        key = key.removeprefix("module.")
-    key = key.replace("_orig_mod.", "")
-    return key.removeprefix("module.")
-
-
-def _summary(content: object) -> str:
-    if isinstance(content, dict):
-        return f"a dict with {[str(key) for key in list(content)[:SHOWN]]}"
-    return f"a {type(content).__name__}"
-
-
 def recognise(
     weights: Mapping[str, Tensor], source: str | PathLike = "the checkpoint"
 ) -> TokenFlowConfig:
@@ -300,90 +207,3 @@ def _is_tail(key: str, state: Iterable[str]) -> bool:
     ]
     has_tail = any(name.startswith(head[0]) for name in state)
     return has_tail and key.startswith(f"semantic_encoder.blocks.{max(layers)}.")
-
-
-def check_complete(
-    source: str | PathLike, missing: Iterable[str], unexpected: Iterable[str]
-) -> None:
-    """Raise ValueError, with the first names, unless nothing is missing or too much."""
-    missing, unexpected = sorted(missing), sorted(unexpected)
-    if not missing and not unexpected:
-        return
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} weights are missing: {missing[:SHOWN]}")
-    if unexpected:
-        parts.append(f"{len(unexpected)} are not this model's: {unexpected[:SHOWN]}")
-    raise ValueError(f"{fspath(source)}: {'; '.join(parts)}")
-
-
-def check_shapes(
-    source: str | PathLike, differing: Iterable[tuple[str, Sequence, Sequence]]
-) -> None:
-    """Raise ValueError with the first of (name, shape found, shape expected)."""
-    wrong = [
-        f"{name} is {list(found)} where {list(expected)} is expected"
-        for name, found, expected in sorted(differing)
-    ]
-    if wrong:
-        raise ValueError(
-            f"{fspath(source)}: {len(wrong)} weights have another shape than this "
-            f"model's: {'; '.join(wrong[:SHOWN])}"
-        )
-
-
-def local_folder(name: str | PathLike) -> Path | None:
-    """Return the folder of a shipped name or a path, None for the id of a hub.
-
-    Raises:
-        OSError: It is none of the three.
-    """
-    plain = isinstance(name, str) and "/" not in name and sep not in name
-    if plain and (SHIPPED / name / "config.json").is_file():
-        return SHIPPED / name
-    if Path(name).is_dir():
-        return Path(name)
-    if isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~":
-        return None
-    shipped = [path.parent.name for path in sorted(SHIPPED.glob("*/config.json"))]
-    raise OSError(
-        f"from_pretrained: there must be a model; {fspath(name)!r} is no folder, "
-        f"none of those shipped ({shipped}) and no id of a hub (owner/name)"
-    )
-
-
-@contextmanager
-def replacing(folder: str | PathLike) -> Iterator[Path]:
-    """Yield a new folder whose files take their place in `folder` at the end.
-
-    When the body fails, `folder` is as it was before and nothing else is left. Other
-    files that are in `folder` already stay there, but for weights that the new ones
-    replace: one whole file beside a newer index of shards would be read first.
-
-    Raises:
-        NotADirectoryError: `folder` is a file.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"save: {folder} must be a folder, it is a file")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield made
-        made.chmod(0o755)
-        if folder.exists():
-            files = sorted(made.iterdir())
-            for file in files:
-                replace(file, folder / file.name)
-            _remove_older_weights(folder, {file.name for file in files})
-        else:
-            replace(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _remove_older_weights(folder: Path, written: set[str]) -> None:
-    if any(_WEIGHTS.fullmatch(name) for name in written):
-        for file in folder.iterdir():
-            if _WEIGHTS.fullmatch(file.name) and file.name not in written:
-                file.unlink()
