@@ -18,8 +18,10 @@ def test_every_recipe_that_ships_is_one(name):
 
 def test_changes_win_and_are_read_as_yaml():
     changes = ["run.steps=5", "optimizer.learning_rate=1e-4", "run.minutes=null"]
+    changes += ["teacher.source=", "teacher.start=no"]
     changes += ["optimizer.betas=[0.5, 0.9]", "model.codebook_size=8192", "train=all"]
     recipe = load(TokenizerRecipe, "mini", changes)
+    assert recipe.teacher.source == ""
     assert recipe.run.steps == 5 and recipe.run.minutes is None
     assert recipe.optimizer.learning_rate == 1e-4
     assert recipe.optimizer.betas == (0.5, 0.9)

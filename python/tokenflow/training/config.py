@@ -156,6 +156,8 @@ def _fit(where: str, hint: Any, value: Any) -> Any:
                 return float(value)
         except ValueError:
             pass
+    elif kind is str and value is None:
+        return ""  # as in --set init=
     elif kind is Any or (isinstance(value, kind) and not _a_bool_for(kind, value)):
         return value
     name = getattr(hint, "__name__", None) if not arguments else None

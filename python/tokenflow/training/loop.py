@@ -12,12 +12,14 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenflow.training import state as states
 from tokenflow.training.average import Average
@@ -263,9 +265,12 @@ class Run:
     def _losses(
         self, name: str, part: Part, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
-        dtype = PRECISIONS[self.config.precision]
-        with torch.autocast(
-            self.world.device.type, dtype, enabled=dtype != torch.float32
+        dtype, device = PRECISIONS[self.config.precision], self.world.device.type
+        # torch's fused attention for CPUs loses to the plain form in bfloat16
+        slow = device == "cpu" and dtype == torch.bfloat16
+        with (
+            torch.autocast(device, dtype, enabled=dtype != torch.float32),
+            sdpa_kernel(SDPBackend.MATH) if slow else nullcontext(),
         ):
             return self.task.loss(name, part.call, batch, moment)
 
