@@ -79,6 +79,8 @@ class TokenizerRecipe:
             decoder of another size begins anew.
         train: "all", or "pixel_decoder": all else stays as it is (and `init` is
             needed).
+        centre: Shift and scale a new model's features once, so that pictures are told
+            apart from the first step on, see `centre_features`; not published.
         data: Pictures.
         teacher: Target of the semantic half.
         loss: Terms and weights.
@@ -98,6 +100,7 @@ class TokenizerRecipe:
     enhanced: bool | None = None
     init: str = ""
     train: str = "all"
+    centre: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherChoice = field(default_factory=TeacherChoice)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -196,6 +199,8 @@ class TokenizerTask:
             from tokenflow.tokenizer.teachers import start_from_teacher
 
             start_from_teacher(self.model, self.teacher)
+        if not self.recipe.centre:
+            return
         size = self.model.config.image_size
         first = Stream(self.source, size=size, batch=32, seed=self.recipe.run.seed)
         images = as_input(first.read(0)["image"].to(self.world.device))

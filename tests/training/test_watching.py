@@ -1,4 +1,4 @@
-"""What a run tells: TensorBoard holds it too, and the bar says the truth."""
+"""Watching a run: TensorBoard holds its numbers, and the bar says the truth."""
 
 import io
 
