@@ -59,7 +59,14 @@ class TeacherChoice:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The discriminator: see `PatchDiscriminator`, and what moves it."""
+    """The discriminator, see `PatchDiscriminator`.
+
+    Args:
+        width: Channels of the first layer.
+        layers: Layers that halve the picture.
+        norm: "batch" (published) or "group".
+        optimizer: What moves it.
+    """
 
     width: int = 64
     layers: int = 3
