@@ -1,12 +1,15 @@
 """`tokenflow train`: a recipe in, a model out; mistakes are told."""
 
 import json
+import os
+import signal
 
 import pytest
 import yaml
 from tiny_recipe import values
 
 from tokenflow import TokenFlowTokenizer
+from tokenflow.training.tokenizer import TokenizerTask
 
 
 @pytest.fixture
@@ -43,6 +46,30 @@ def test_mistakes_in_a_recipe_are_usage_errors(run, recipe, tmp_path):
     words = "--resume", "must", "--out", tmp_path / "none"
     assert "nothing to resume" in complaint(recipe, *words)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_run_that_is_stopped_says_how_it_goes_on(
+    run, recipe, tmp_path, emoji_font, monkeypatch
+):
+    plain = TokenizerTask.after_step
+
+    def told(task, *rest):
+        if not (tmp_path / "told").exists():  # in the middle of the first step
+            (tmp_path / "told").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(task, *rest)
+
+    monkeypatch.setattr(TokenizerTask, "after_step", told)
+    out = tmp_path / "run"
+    code, _, err = run("train", "tokenizer", recipe, "--out", out)
+    assert code == 143
+    assert f"go on from step 1 with --resume auto --out {out}" in err
+    (out / "checkpoints" / "current").rename(tmp_path / "current")
+    words = ("train", "tokenizer", "--out", out, "--resume")
+    code, _, err = run(*words, "must")
+    assert code == 2 and "nothing to resume" in err
+    (tmp_path / "current").rename(out / "checkpoints" / "current")
+    assert run(*words, "must").code == 0
 
 
 def test_a_missing_font_is_an_environment_error(run, recipe, tmp_path, monkeypatch):

@@ -178,8 +178,8 @@ def _train(
         raise typer.BadParameter(str(error)) from error
     except KeyboardInterrupt as stop:  # and Stopped, which has saved
         if first:
-            saved = getattr(stop, "step", "the latest checkpoint")
-            note(f"stopped; go on from {saved} with --resume auto --out {folder}")
+            step = f"step {stop.step}" if hasattr(stop, "step") else "the checkpoint"
+            note(f"stopped; go on from {step} with --resume auto --out {folder}")
         raise typer.Exit(getattr(stop, "status", 130)) from None
     if not first:
         return
