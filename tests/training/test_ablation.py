@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from tiny_recipe import TINY
+from tiny_ablation import TEACHER, recipe, values
 
-from tokenflow.training import ablation, ablation_table
+from tokenflow.training import ablation_table
 from tokenflow.training.ablation import AblationRecipe, train_ablation
 from tokenflow.training.config import build, load
 from tokenflow.training.log import read
@@ -18,48 +18,12 @@ from tokenflow.training.teacher import TeacherRecipe, train_teacher
 from tokenflow.training.tokenizer import TokenizerTask, build_model
 from tokenflow.training.world import World
 
-ENCODER = {"kind": "clip", "layers": 1, "patch": 8, **TINY["semantic_encoder"]}
-TEACHER = {
-    "model": {
-        "encoder": ENCODER,
-        "image_size": 32,
-        "width": 32,
-        "text": {"width": 32, "layers": 1, "heads": 2, "length": 16},
-        "captions": 50,
-        "vocabulary": 300,
-    },
-    "data": {"heldout_pictures": 4},
-    "run": {"batch": 4, "steps": 2, "tensorboard": False},
-}
-QUICK = {"batch": 4, "steps": 3, "save_every": 2, "evaluate_every": 0}
-QUICK |= {"tensorboard": False, "precision": "float32"}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def quiet(emoji_font, threads):
     threads(1)  # networks this small are not worth waking a second one
-
-
-def values(**changes):
-    """The recipe that ships, with a tiny model and few steps, as YAML holds it."""
-    text = (ablation.config.FOLDER / "ablation" / "scenes.yaml").read_text()
-    found = yaml.safe_load(text)
-    small = {k: v for k, v in TINY.items() if k != "scales"}
-    for part in ("model", "data", "run"):
-        small_part = {"model": small, "data": {"heldout_pictures": 4}, "run": QUICK}
-        found["tokenizer"][part] |= small_part[part]
-    for variant in found["variants"].values():
-        model = variant["changes"].get("model", {})
-        if "scales" in model:
-            model["scales"] = [4, 4] if len(model["scales"]) == 3 else [1, 2, 4]
-    found["tokenizer"]["model"]["scales"] = [4]
-    found["teacher"] = TEACHER
-    found["judged"] = {"pictures": 4, "probe_train": 6, "probe_test": 4}
-    return {**found, **changes}
-
-
-def recipe(**changes):
-    return build(AblationRecipe, values(**changes))
 
 
 @pytest.fixture(scope="session")
@@ -100,12 +64,10 @@ def test_the_variants_that_ship_differ_in_what_they_are_about():
 def test_the_teacher_that_ships_can_be_what_an_encoder_starts_as():
     found = shipped()
     encoder = found.run("teacher_start", 0, "T").config().semantic_encoder
-    assert found.teacher.model.encoder == encoder
-    assert (
-        found.teacher.model.width
-        == found.run("pyramid", 0, "T").config().semantic_target
-    )
-    assert found.teacher.run.minutes is None
+    teacher = found.teacher.read()
+    assert teacher.model.encoder == encoder
+    assert teacher.model.width == found.run("pyramid", 0, "T").config().semantic_target
+    assert teacher.run.minutes is None
 
 
 def changed(model, part):
@@ -265,6 +227,34 @@ def test_the_table_has_means_ranges_tokens_and_bits():
         ablation_table.as_markdown({**result(), "runs": []})
 
 
+def test_the_page_says_what_the_recipe_says():
+    page = (ROOT / "docs" / "ablation.md").read_text()
+    text = " ".join(page.split())
+    found = shipped()
+    rows = {
+        cells[1].strip(" `"): [cell.strip() for cell in cells[2:-1]]
+        for line in page.splitlines()
+        if len(cells := line.split("|")) == 9 and "`" in cells[1]
+    }
+    assert rows.keys() == found.variants.keys()
+    for name, row in rows.items():
+        config = found.run(name, 0, "T").config()
+        widths = [w for w in (config.semantic_dim, config.pixel_dim) if w]
+        assert row[0].startswith("one of 24" if len(widths) == 1 else "16 and 8")
+        assert row[3] == str(config.num_tokens)
+        assert row[4].startswith("yes" if found.variant(name).distilled else "no")
+        assert row[5] == ("all" if config.pixel_gradient else "the pixel decoder alone")
+    run, teacher = found.run("pyramid", 0, "T").run, found.teacher.read().run
+    assert f"{run.steps} of {run.batch} pictures, {run.precision}" in text
+    assert f"{teacher.steps} steps of {teacher.batch} pictures, trained once" in text
+    model = found.run("pyramid", 0, "T").config()
+    assert f"entries ({model.codebook_size}, 11 bits a token)" in text
+    assert f"of {found.judged.pictures} redrawn held-out scenes" in text
+    cells = f"of {found.judged.probe_test} held-out scenes, known"
+    assert f"{cells} from {found.judged.probe_train} others" in text
+    assert ablation_table.BEGIN in page and ablation_table.END in page
+
+
 def test_a_page_takes_the_whole_table_or_none(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- table -->\nold\n<!-- end of table -->\nbelow\n")
@@ -296,6 +286,7 @@ def test_a_page_takes_the_whole_table_or_none(tmp_path):
             {"variants": {"a": {"changes": {"model": {"scales": [9]}}}}},
             "scales must not exceed grid .*in variant a",
         ),
+        ({"teacher": {"changes": {"run": {"step": 1}}}}, "is teacher.run.steps meant"),
         ({"judged": {"pictures": 1}}, "judged.pictures must be at least 2, got 1"),
     ],
     ids=str,

@@ -115,7 +115,10 @@ def ablation(
     try:
         chosen = config.load(task.AblationRecipe, recipe, changes or ())
         if seeds is not None:
-            numbers = tuple(int(seed) for seed in seeds.split(","))
+            found = seeds.split(",")
+            if not all(seed.strip().isdecimal() for seed in found):
+                raise ValueError(f"--seeds must be numbers such as 0,1, got {seeds}")
+            numbers = tuple(int(seed) for seed in found)
             chosen = dataclasses.replace(chosen, seeds=numbers)
         result = task.train_ablation(
             chosen,

@@ -55,6 +55,29 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class TeacherPlan:
+    """How the teacher is trained.
+
+    Args:
+        recipe: Of `tokenflow train teacher`: the name of one that ships, or a file.
+        changes: Its fields that differ.
+    """
+
+    recipe: str = "mini"
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def read(self) -> TeacherRecipe:
+        """Return the recipe.
+
+        Raises:
+            FileNotFoundError: There is no such recipe.
+            ValueError: A field is unknown, or has a wrong value.
+        """
+        values = dataclasses.asdict(config.load(TeacherRecipe, self.recipe))
+        return config.build(TeacherRecipe, _merge(values, self.changes), "teacher.")
+
+
+@dataclass(frozen=True)
 class JudgedConfig:
     """By how many scenes tokenizers are judged.
 
@@ -82,27 +105,29 @@ class AblationRecipe:
     """All that defines a comparison.
 
     Args:
-        teacher: How the teacher is trained.
         tokenizer: A `TokenizerRecipe` as YAML holds it: what the variants share.
         variants: By name, a `Variant` as YAML holds it.
+        teacher: How the teacher is trained.
         seeds: Of each variant's runs.
         judged: By what they are judged.
 
     Raises:
-        ValueError: A variant is no recipe of a tokenizer.
+        FileNotFoundError: There is no such recipe of a teacher.
+        ValueError: A variant is no recipe of a tokenizer, or the teacher's is none.
     """
 
     task: ClassVar[str] = "ablation"
 
-    teacher: TeacherRecipe
     tokenizer: dict[str, Any]
     variants: dict[str, Any]
+    teacher: TeacherPlan = field(default_factory=TeacherPlan)
     seeds: tuple[int, ...] = (0, 1)
     judged: JudgedConfig = field(default_factory=JudgedConfig)
 
     def __post_init__(self) -> None:  # noqa: D105
         if not self.variants or not self.seeds:
             raise ValueError("train: variants and seeds must not be empty")
+        self.teacher.read()
         for name in self.variants:
             self.run(name, 0, "teacher")
 
@@ -198,7 +223,8 @@ def train_ablation(
         _check_recipe(job)
     if teacher is None and not source.exists():
         say("teacher")
-        train_teacher(recipe.teacher, folder / "teacher", resume=True, device=device)
+        made = folder / "teacher"
+        train_teacher(recipe.teacher.read(), made, resume=True, device=device)
     digest = _same_teacher(folder, source)
     finished = {job.folder: _finished(job) for job in every}
     wanted = [
