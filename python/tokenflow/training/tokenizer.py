@@ -217,7 +217,7 @@ class TokenizerTask:
 
     def whole(self, part: str) -> tuple[nn.Parameter, ...]:
         """Return the books, which are searched as they are."""
-        return tuple(self.model.quantizer.books()) if part == "model" else ()
+        return tuple(self.model.quantizer.parameters()) if part == "model" else ()
 
     def blocks(self, part: str) -> tuple[nn.Module, ...]:
         """Return the transformer layers and the levels of the pixel networks."""
