@@ -23,7 +23,7 @@ PACKAGES = {
 }
 ARROWS = {
     "cli": {"training", "benchmark", "samples", "foreign"},
-    "benchmark": {"tokenizer", "samples"},
+    "benchmark": {"generation", "samples"},
     "training": {"evaluation"},
     "evaluation": {"unified", "data"},
     "unified": {"understanding", "generation"},

@@ -44,13 +44,20 @@ MODULES = [
     "Conv3x3",
 ]
 COMMANDS = (
-    *("demo", "encode", "decode", "reconstruct"),
+    *("demo", "encode", "decode", "reconstruct", "generate"),
     *("train", "evaluate", "convert", "bench", "info"),
 )
 TOKENIZER = {
     "encode": "(self, images)",
     "decode": "(self, encoded, *, output='pil')",
     "understanding_features": "(self, source)",
+}
+GENERATION = {
+    "generate": "(self, prompts, *, guidance_scale=7.5, refinement=((1200, 0.8), "
+    "(100, 0.8), (1, 0.0)), negative_prompt=None, generator=None, num_images=1, "
+    "scales=None, output='pil')",
+    "forward": "(self, prefix, indices, suffix=None)",
+    "attach": "(self, tokenizer)",
 }
 
 
@@ -98,6 +105,12 @@ def test_tokenizer_method_keeps_its_signature(name):
     assert departure(method, TOKENIZER[name]) is None
 
 
+@pytest.mark.parametrize("name", GENERATION)
+def test_generation_method_keeps_its_signature(name):
+    method = getattr(tokenflow.TokenFlowForGeneration, name)
+    assert departure(method, GENERATION[name]) is None
+
+
 def test_tokenizer_loads_and_saves_as_transformers_models_do():
     from transformers import PreTrainedModel
 
@@ -117,7 +130,13 @@ def test_encoded_keeps_its_fields():
     assert fields[:3] == ["indices", "quantized", "scales"]
 
 
-@pytest.mark.parametrize("name", ["TokenFlowTokenizer", "TokenFlowConfig", "Encoded"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("TokenFlowTokenizer", "TokenFlowConfig", "Encoded"),
+        *("TokenFlowForGeneration", "TokenFlowGenerationConfig"),
+    ],
+)
 def test_name_is_at_the_top_of_tokenflow(name):
     assert name in tokenflow.__all__
     assert name in dir(tokenflow)

@@ -13,8 +13,16 @@ _HOME = {
     "TokenFlowConfig": "tokenflow.config",
     "TokenFlowTokenizer": "tokenflow.tokenizer.model",
     "Encoded": "tokenflow.tokenizer.model",
+    "TokenFlowForGeneration": "tokenflow.generation.model",
+    "TokenFlowGenerationConfig": "tokenflow.generation.config",
 }
-__all__ = ["Encoded", "TokenFlowConfig", "TokenFlowTokenizer"]
+__all__ = [
+    "Encoded",
+    "TokenFlowConfig",
+    "TokenFlowForGeneration",
+    "TokenFlowGenerationConfig",
+    "TokenFlowTokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """Weights on disk: read published files safely, write folders whole.
 
 `reading` opens published files, `files` finds and writes folders. The only rooms that
-know upstream's parameter names are here: `tokenizer`.
+know upstream's parameter names are here: `tokenizer` and
+`generation`.
 """
 
 from tokenflow.checkpoint.files import (
@@ -12,7 +13,15 @@ from tokenflow.checkpoint.files import (
     local_folder,
     replacing,
 )
-from tokenflow.checkpoint.reading import CONTAINERS, read_upstream
+from tokenflow.checkpoint.generation import (
+    fill_generation,
+    generation_to_upstream,
+    is_generation,
+    our_generation_name,
+    recognise_generation,
+    upstream_generation_name,
+)
+from tokenflow.checkpoint.reading import CONTAINERS, read_published, read_upstream
 from tokenflow.checkpoint.tokenizer import (
     USAGE_KEY,
     USAGE_LENGTH,
@@ -32,11 +41,18 @@ __all__ = [
     "check_complete",
     "check_shapes",
     "fill",
+    "fill_generation",
+    "generation_to_upstream",
+    "is_generation",
     "local_folder",
+    "our_generation_name",
     "our_name",
+    "read_published",
     "read_upstream",
     "recognise",
+    "recognise_generation",
     "replacing",
     "to_upstream",
+    "upstream_generation_name",
     "upstream_name",
 ]

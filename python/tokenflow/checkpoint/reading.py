@@ -5,6 +5,7 @@ allow-list, never with a free unpickler.
 """
 
 import argparse
+import json
 import pickle
 import re
 import zipfile
@@ -12,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenflow.checkpoint.files import SHOWN
@@ -53,6 +56,51 @@ def read_upstream(source: str | PathLike) -> dict[str, Tensor]:
             f"something else ({_first_line(error)})"
         ) from None
     return _weights_in(content, path)
+
+
+def read_published(source: str | PathLike) -> dict[str, Tensor]:
+    """Read published weights: one file, or a folder with all files of a model.
+
+    Safetensors are read as such, anything else by `read_upstream`. Of a folder with
+    both, the safetensors.
+
+    Raises:
+        FileNotFoundError: There is neither file nor folder, or no weights in it.
+        ValueError: A file is damaged, or shards that an index names are missing.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return _read_file(path)
+    files = sorted(path.glob("model*.safetensors"))
+    files = files or sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise FileNotFoundError(
+            f"convert: {path} must hold model*.safetensors or pytorch_model*.bin"
+        )
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= _read_file(file)
+    for index in path.glob("*.index.json"):
+        wanted = json.loads(index.read_text())["weight_map"]
+        if files[0].name in wanted.values() and (absent := {*wanted} - {*weights}):
+            gone = sorted({wanted[name] for name in absent})
+            raise ValueError(
+                f"convert: {path} must hold all its shards, {gone} are not there"
+            )
+    return weights
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return read_upstream(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"convert: there is no file {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"convert: {path} must be whole safetensors ({error})"
+        ) from None
 
 
 def _asked_for(error: Exception) -> str:

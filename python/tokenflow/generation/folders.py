@@ -1,0 +1,163 @@
+"""A generation model on disk: its weights, and the two tokenizers beside them.
+
+A folder holds config.json and safetensors, the files of a text tokenizer, and either
+the name of an image tokenizer (in the config) or a folder `image_tokenizer`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from tokenflow import checkpoint
+from tokenflow._transformers import quiet
+from tokenflow.generation.config import TokenFlowGenerationConfig
+from tokenflow.tokenizer.model import TokenFlowTokenizer
+from tokenflow.tokenizer.scales import as_pairs
+
+if TYPE_CHECKING:
+    from tokenflow.generation.model import TokenFlowForGeneration
+
+INSIDE = "image_tokenizer"  # folder of a tokenizer that has no name
+
+
+def find(name: str | os.PathLike) -> Path | str:
+    """Return the folder of a shipped name or a path, or a hub id as it is.
+
+    Raises:
+        OSError: It is none of the three, or no generation model ships by that name.
+    """
+    plain = isinstance(name, str) and "/" not in name and os.sep not in name
+    if plain and not Path(name).is_dir():
+        shipped = checkpoint.SHIPPED / f"{name}-generation"
+        if (shipped / "config.json").is_file():
+            return shipped
+        if (checkpoint.SHIPPED / name / "config.json").is_file():
+            raise OSError(
+                f"from_pretrained: {name!r} ships as a tokenizer alone, no generation "
+                "model of that name is in this version; pass a folder or a hub id"
+            )
+    return checkpoint.local_folder(name) or name
+
+
+def load(
+    read: Callable[..., Any], place: Path | str, *args: Any, **kwargs: Any
+) -> "TokenFlowForGeneration":
+    """Read weights with transformers' `from_pretrained`, and say what does not fit."""
+    if "torch_dtype" not in kwargs:
+        kwargs.setdefault("dtype", torch.float32)
+    kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
+    _check_kind(place)
+    with quiet() if isinstance(place, Path) else nullcontext():
+        try:
+            model, report = read(place, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{place}: the weights must be whole safetensors; they are truncated "
+                f"or damaged ({error})"
+            ) from None
+    checkpoint.check_complete(place, report["missing_keys"], report["unexpected_keys"])
+    checkpoint.check_shapes(place, report["mismatched_keys"])
+    return model
+
+
+def _check_kind(place: Path | str) -> None:
+    file = Path(place) / "config.json"
+    if isinstance(place, Path) and file.is_file():
+        kind = json.loads(file.read_text()).get("model_type")
+        if kind != TokenFlowGenerationConfig.model_type:
+            raise ValueError(
+                f"{place}: must be a generation model "
+                f"({TokenFlowGenerationConfig.model_type}), its config says {kind!r}"
+            )
+
+
+def text_tokenizer(place: Path | str) -> Any:
+    """Return the text tokenizer of a model; None where its folder has none."""
+    from transformers import AutoTokenizer
+
+    if isinstance(place, Path) and not (place / "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(place)
+
+
+def image_tokenizer(
+    place: Path | str, config: TokenFlowGenerationConfig, **kwargs: Any
+) -> TokenFlowTokenizer | None:
+    """Return the image tokenizer that a config names; None where it names none."""
+    name = config.image_tokenizer
+    if name is None:
+        return None
+    if name == INSIDE and isinstance(place, Path):
+        return TokenFlowTokenizer.from_pretrained(place / INSIDE, **kwargs)
+    if name == INSIDE:
+        return TokenFlowTokenizer.from_pretrained(place, subfolder=INSIDE, **kwargs)
+    return TokenFlowTokenizer.from_pretrained(name, **kwargs)
+
+
+def check_fit(config: TokenFlowGenerationConfig, tokenizer: TokenFlowTokenizer) -> None:
+    """Raise ValueError unless a tokenizer's tokens are those a model was made for."""
+    its = tokenizer.config
+    for name, wanted, found in (
+        ("scales", as_pairs(config.scales), tokenizer.scales),
+        ("codebook_size", config.codebook_size, its.codebook_size),
+        ("code_width", config.code_width, its.semantic_dim + its.pixel_dim),
+    ):
+        if wanted != found:
+            raise ValueError(
+                f"attach: the image tokenizer must have {name} = {wanted} as the "
+                f"model, it has {found}"
+            )
+    if config.fingerprint and tokenizer.fingerprint() != config.fingerprint:
+        raise ValueError(
+            "attach: the image tokenizer must be the one of the model's training, "
+            f"{config.fingerprint}, got {tokenizer.fingerprint()}"
+        )
+
+
+def save(
+    model: "TokenFlowForGeneration",
+    write: Callable[..., Any],
+    folder: str | os.PathLike,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Write a model with transformers' `save_pretrained`, and its tokenizers."""
+    config = model.config
+    if model._attached:
+        tokenizer = model.image_tokenizer
+        config.fingerprint = tokenizer.fingerprint()
+        config.image_tokenizer = config.image_tokenizer or INSIDE
+        if config.image_tokenizer == INSIDE:
+            tokenizer.save_pretrained(Path(folder) / INSIDE)
+    if kwargs.get("push_to_hub"):  # would be named after the folder on the way
+        kwargs.setdefault("repo_id", Path(folder).resolve().name)
+    with checkpoint.replacing(folder) as made, quiet():
+        write(made, *args, **kwargs)
+        if model.text_tokenizer is not None:
+            model.text_tokenizer.save_pretrained(made)
+
+
+def from_upstream(
+    cls: type["TokenFlowForGeneration"],
+    source: str | os.PathLike,
+    config: TokenFlowGenerationConfig | None = None,
+) -> "TokenFlowForGeneration":
+    """Build a model of published weights; see the method of that name."""
+    weights = checkpoint.read_published(source)
+    file = Path(source) / "config.json"
+    if config is None:
+        published = json.loads(file.read_text()) if file.is_file() else None
+        sizes = checkpoint.recognise_generation(weights, published, source)
+        config = cls.config_class(**sizes)
+    with torch.device("meta"):
+        model = cls(config)
+    checkpoint.fill_generation(model, weights, source)
+    if Path(source).is_dir():
+        model.text_tokenizer = text_tokenizer(Path(source))
+    return model.eval()

@@ -1,0 +1,211 @@
+"""What goes in and comes out of a generator, and what is said when it does not fit."""
+
+import pytest
+import torch
+from generation_cases import prompts, small, small_tokenizer
+
+import tokenflow
+from tokenflow import TokenFlowForGeneration, TokenFlowGenerationConfig
+
+FAST = {"refinement": [(8, 0.9)], "guidance_scale": 2.0}
+
+
+class Words:
+    """A text tokenizer of one id a letter."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def __call__(self, text, add_special_tokens=True):
+        assert not add_special_tokens
+        return {"input_ids": [3 + ord(letter) % 17 for letter in text]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = small()
+    model.text_tokenizer = Words()
+    return model
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_words_become_pictures(model):
+    pictures = model.generate(
+        ["two cats", "a dog"], num_images=2, generator=seeded(), **FAST
+    )
+    assert [picture.size for picture in pictures] == [(12, 12)] * 4
+    again = model.generate(
+        ["two cats", "a dog"], num_images=2, generator=seeded(), output="pt", **FAST
+    )
+    assert again.shape == (4, 3, 12, 12) and again.abs().max() <= 1
+    tokens = model.generate("two cats", generator=seeded(), output="tokens", **FAST)
+    assert tokens.shape == (1, 14) and tokens.dtype == torch.int64
+    redrawn = model.image_tokenizer.decode(tokens)[0]
+    one = model.generate("two cats", generator=seeded(), **FAST)[0]
+    assert redrawn.tobytes() == one.tobytes()
+
+
+def test_a_prompt_is_padding_start_words_and_img(model):
+    from tokenflow.generation.prompts import prefix_ids, suffix_ids
+
+    letters = Words()("<img>", False)["input_ids"]
+    ids = prefix_ids(Words(), ["ab", "abcdefgh"], 6, 0)
+    a, b = Words()("ab", False)["input_ids"]
+    assert ids[0].tolist() == [0, 0, 0, 1, a, b, *letters]
+    assert ids[1].tolist() == [1, *Words()("abcde", False)["input_ids"], *letters]
+    assert suffix_ids(Words()).tolist() == [*Words()("</img>", False)["input_ids"], 2]
+    with pytest.raises(TypeError, match="each prompt must be a str, got int"):
+        prefix_ids(Words(), [3], 6, 0)
+
+
+def test_the_stream_ends_with_what_generate_returns(model):
+    steps = list(model.stream("a", generator=seeded(), output="tokens", **FAST))
+    whole = model.generate("a", generator=seeded(), output="tokens", **FAST)
+    assert [step.shape[1] for step in steps] == [1, 5, 14]
+    assert all(torch.equal(step, whole[:, : step.shape[1]]) for step in steps)
+    seen = list(model.stream("a", generator=seeded(), output="pt", **FAST))
+    assert torch.equal(seen[-1], model.image_tokenizer.decode(whole, output="pt"))
+    rough = model.image_tokenizer.decode(whole[:, :5], output="pt")
+    assert torch.equal(seen[1], rough)
+
+
+def test_the_negative_prompt_is_the_configs_unless_told(model, monkeypatch):
+    def tokens(**more):
+        return model.generate(
+            "abc", generator=seeded(), output="tokens", **{**FAST, **more}
+        )
+
+    plain = tokens()
+    assert torch.equal(tokens(negative_prompt=""), plain)
+    assert not torch.equal(tokens(negative_prompt="zzz"), plain)
+    monkeypatch.setattr(model.config, "negative_prompt", "zzz")
+    assert torch.equal(tokens(), tokens(negative_prompt="zzz"))
+    assert torch.equal(tokens(negative_prompt=["zzz"]), tokens())
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "error", "words"),
+    [
+        ("a", {"output": "gif"}, ValueError, "output must be one of"),
+        ("a", {"num_images": 0}, ValueError, "num_images must be ≥ 1"),
+        ([], {}, ValueError, "prompts must be at least one text"),
+        ([3], {}, TypeError, "each prompt must be a str"),
+        (["a", "b"], {"negative_prompt": ["c"] * 3}, ValueError, "one or 2"),
+        (torch.zeros(3), {}, ValueError, r"must be \[B, P\] integers"),
+        (torch.zeros(1, 4), {}, ValueError, "integers"),
+    ],
+)
+def test_what_is_no_prompt_or_setting_is_told(model, given, settings, error, words):
+    with pytest.raises(error, match=words):
+        model.generate(given, **{**FAST, **settings})
+
+
+def test_words_need_a_text_tokenizer():
+    model = small()
+    with pytest.raises(ValueError, match="need a text tokenizer"):
+        model.generate("a")
+    assert model.generate(prompts(1), negative_prompt=prompts(1), **FAST)
+
+
+def test_a_picture_needs_an_image_tokenizer():
+    model = small()
+    model._attached = []
+    with pytest.raises(ValueError, match="an image tokenizer must be attached"):
+        model.generate(prompts(1), guidance_scale=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scales": (1, 2, 4)}, "scales = "),
+        ({"codebook_size": 32}, "codebook_size = 64"),
+        ({"pixel_dim": 8}, "code_width = 12"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(changes, words):
+    with pytest.raises(ValueError, match=f"attach: .*{words}"):
+        small().attach(small_tokenizer(**changes))
+
+
+def test_a_tokenizer_of_other_books_is_refused():
+    model = small()
+    model.config.fingerprint = model.image_tokenizer.fingerprint()
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="the one of the model's training"):
+        model.attach(small_tokenizer())
+
+
+def test_the_tokenizer_moves_along_and_is_no_part_of_the_weights():
+    model = small()
+    assert not any("tokenizer" in key for key in model.state_dict())
+    model.to(torch.bfloat16)
+    assert model.image_tokenizer.dtype == torch.bfloat16
+    assert {book.dtype for book in model.image_tokenizer.quantizer.books()} == {
+        torch.float32
+    }
+    assert not any(p.requires_grad for p in model.image_tokenizer.parameters())
+
+
+def test_a_model_learns_a_picture_by_heart():
+    torch.manual_seed(0)
+    model = small(sure=0.1).train()
+    wanted, suffix = prompts(2), torch.tensor([5, 2])
+    indices = torch.randint(64, (2, 14))
+    moves = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    first = model(wanted, indices, suffix).loss.item()
+    for _ in range(40):
+        found = model(wanted, indices, suffix)
+        moves.zero_grad()
+        found.loss.backward()
+        moves.step()
+    assert first > 3 and found.loss.item() < 0.1
+    drawn = model.eval().generate(
+        wanted, guidance_scale=0, refinement=[(1, 0.0)], output="tokens"
+    )
+    assert torch.equal(drawn, indices)
+
+
+def test_checkpointed_layers_give_the_same_gradients():
+    model, indices = small().train(), torch.randint(64, (2, 14))
+    model(prompts(2), indices).loss.backward()
+    right = {key: p.grad.clone() for key, p in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(prompts(2), indices).loss.backward()
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, right[key])
+
+
+def test_part_of_a_picture_is_no_training_example():
+    with pytest.raises(ValueError, match=r"indices must be \[B, 14\].*got \[2, 5\]"):
+        small()(prompts(2), torch.zeros(2, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scales": [2, 4]}, "scales must begin with one token"),
+        ({"pad_id": 512}, "pad_id must be a text id"),
+        ({"image_start": 0}, "image_start must be ≥ 1"),
+        ({"embedded": 3}, "embedded must be ≥ image_start"),
+        ({"language": {"num_attention_heads": 5}}, "multiple of its 5 attention heads"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_told(changes, words):
+    with pytest.raises(ValueError, match=f"TokenFlowGenerationConfig: .*{words}"):
+        TokenFlowGenerationConfig.preset("mini", **changes)
+
+
+def test_presets_are_named():
+    with pytest.raises(ValueError, match=r"preset: must be one of \['llama_7b_256'"):
+        TokenFlowGenerationConfig.preset("huge")
+    config = TokenFlowGenerationConfig.preset("llama_7b_256")
+    assert (config.num_tokens, config.vocabulary) == (817, 64769)
+
+
+def test_the_names_are_public():
+    assert tokenflow.TokenFlowForGeneration is TokenFlowForGeneration
+    with pytest.raises(OSError, match="'mini' ships as a tokenizer alone"):
+        TokenFlowForGeneration.from_pretrained("mini")
