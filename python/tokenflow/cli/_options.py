@@ -13,8 +13,6 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-    from tokenflow import TokenFlowTokenizer
-
 T = TypeVar("T")
 
 Model = Annotated[
@@ -37,18 +35,25 @@ Overwrite = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def load_model(name: str, device: str | None = None) -> "TokenFlowTokenizer":
-    """Return the tokenizer, ready to use.
+def load_model(
+    name: str, device: str | None = None, kind: str = "TokenFlowTokenizer"
+) -> Any:
+    """Return the tokenizer, or a model of another kind, ready to use.
+
+    Args:
+        name: A shipped name, a folder, or a hub id.
+        device: Where to put it.
+        kind: Name of its class at the top of `tokenflow`.
 
     Raises:
         typer.BadParameter: The device is no device's name.
         OSError: There is no such model or device, or its weights do not fit.
     """
-    from tokenflow import TokenFlowTokenizer
+    import tokenflow
 
     where = _device(device)
     try:
-        model = TokenFlowTokenizer.from_pretrained(name).eval()
+        model = getattr(tokenflow, kind).from_pretrained(name).eval()
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0].removeprefix("from_pretrained: ")
         raise OSError(f"the model {name!r} cannot be loaded: {first}") from error

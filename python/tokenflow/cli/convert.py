@@ -1,11 +1,14 @@
 """`tokenflow convert`: a published checkpoint to a folder `from_pretrained` reads."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tokenflow.cli._options import Json, Overwrite, Report
+from tokenflow.cli._options import Json, Overwrite, Report, note
+
+if TYPE_CHECKING:
+    import torch
 
 app = typer.Typer()
 
@@ -13,7 +16,11 @@ app = typer.Typer()
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A published .pt file.", metavar="UPSTREAM.PT")
+        Path,
+        typer.Argument(
+            help="A published .pt file, or a folder of published weights.",
+            metavar="UPSTREAM",
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for safetensors and config.")],
     dtype: Annotated[
@@ -27,13 +34,21 @@ def convert(
             help="A config.json, where the sizes are not those of a published model.",
         ),
     ] = None,
+    image_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="For a generation model: its tokenizer, a published .pt file or what "
+            "--model takes elsewhere."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Turn a published checkpoint into safetensors and a config.
 
-    Nothing in the file is run. A wrong or truncated file is named, with the first
-    names that differ, and leaves nothing behind.
+    What it holds is told by its names. Nothing in the file is run. A wrong or
+    truncated file is named, with the first names that differ, and leaves nothing
+    behind.
     """
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"OUT must be a folder, {out} is a file")
@@ -42,29 +57,75 @@ def convert(
 
     import torch
 
-    from tokenflow import TokenFlowConfig, TokenFlowTokenizer
+    from tokenflow import checkpoint
 
-    report = Report()
+    report, line = Report(), ""
     try:
-        sizes = TokenFlowConfig.from_json_file(config) if config else None
-        tokenizer = TokenFlowTokenizer.from_upstream(source, config=sizes)
+        names = checkpoint.read_published(source)
+        work = _generation if checkpoint.is_generation(names) else _tokenizer
+        del names  # of a file, on the disk until somebody needs the values
+        facts, line = work(source, out, config, getattr(torch, dtype), image_tokenizer)
     except (FileNotFoundError, ValueError) as error:
         report.fail(source, error)
     else:
-        tokenizer.save_pretrained(out, dtype=getattr(torch, dtype))
-        report.done.append(
-            {
-                "input": str(source),
-                "output": str(out),
-                "semantic_encoder": tokenizer.config.semantic_encoder["kind"],
-                "image_size": tokenizer.config.image_size,
-                "parameters": sum(p.numel() for p in tokenizer.parameters()),
-                "dtype": dtype,
-                "fingerprint": tokenizer.fingerprint(),
-            }
-        )
-    line = (
-        "{input} -> {output}  {semantic_encoder}, {image_size} pixels, "
-        "{parameters:,} parameters, {dtype}, model {fingerprint}"
+        where = {"input": str(source), "output": str(out)}
+        report.done.append({**where, **facts, "dtype": dtype})
+    report.finish({}, "{input} -> {output}  " + line, as_json)
+
+
+def _tokenizer(
+    source: Path, out: Path, config: Path | None, dtype: "torch.dtype", _: str | None
+) -> tuple[dict[str, Any], str]:
+    """Convert a tokenizer; return what there is to tell, and how."""
+    from tokenflow import TokenFlowConfig, TokenFlowTokenizer
+
+    sizes = TokenFlowConfig.from_json_file(config) if config else None
+    tokenizer = TokenFlowTokenizer.from_upstream(source, config=sizes)
+    tokenizer.save_pretrained(out, dtype=dtype)
+    facts = {
+        "semantic_encoder": tokenizer.config.semantic_encoder["kind"],
+        "image_size": tokenizer.config.image_size,
+        "parameters": sum(p.numel() for p in tokenizer.parameters()),
+        "fingerprint": tokenizer.fingerprint(),
+    }
+    return facts, (
+        "{semantic_encoder}, {image_size} pixels, {parameters:,} parameters, {dtype}, "
+        "model {fingerprint}"
     )
-    report.finish({}, line, as_json)
+
+
+def _generation(
+    source: Path,
+    out: Path,
+    config: Path | None,
+    dtype: "torch.dtype",
+    image_tokenizer: str | None,
+) -> tuple[dict[str, Any], str]:
+    """Convert a generation model; return what there is to tell, and how."""
+    from tokenflow import (
+        TokenFlowForGeneration,
+        TokenFlowGenerationConfig,
+        TokenFlowTokenizer,
+    )
+
+    sizes = TokenFlowGenerationConfig.from_json_file(config) if config else None
+    model = TokenFlowForGeneration.from_upstream(source, config=sizes)
+    if image_tokenizer is not None:
+        given = Path(image_tokenizer)
+        published = given.is_file()
+        read = "from_upstream" if published else "from_pretrained"
+        model.attach(
+            getattr(TokenFlowTokenizer, read)(given if published else image_tokenizer)
+        )
+    else:
+        note("no image tokenizer goes with it; --image-tokenizer names one")
+    model.to(dtype).save_pretrained(out)
+    facts = {
+        "kind": "generation",
+        "image_tokens": model.config.num_tokens,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "fingerprint": model.config.fingerprint,
+    }
+    return facts, (
+        "generation, {image_tokens} image tokens, {parameters:,} parameters, {dtype}"
+    )

@@ -1,0 +1,129 @@
+"""`tokenflow generate`: words to a picture, scale by scale."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenflow.cli._options import (
+    Device,
+    Json,
+    Model,
+    Overwrite,
+    load_model,
+    note,
+    progress,
+    say_json,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GAP = 4  # pixels between the pictures of a sheet
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What is to be seen.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path(
+        "generated.png"
+    ),
+    model: Model = "mini",
+    grid: Annotated[
+        int, typer.Option(min=1, help="Pictures on the sheet, beside each other.")
+    ] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draws; a new one if not given.")
+    ] = None,
+    show_scales: Annotated[
+        bool,
+        typer.Option("--show-scales", help="Show each picture after every scale."),
+    ] = False,
+    guidance: Annotated[
+        float, typer.Option(min=0.0, help="How closely to follow the words.")
+    ] = 7.5,
+    passes: Annotated[
+        int,
+        typer.Option(min=1, max=3, help="Looks at each scale; 3 are the paper's."),
+    ] = 3,
+    negative: Annotated[
+        str | None, typer.Option(help="What is not to be seen; the model's default.")
+    ] = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Draw a picture of what the words say.
+
+    One seed gives the same picture every time on one machine.
+    """
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise typer.BadParameter(f"--out must be a .png file, got {out}")
+    if out.exists() and not overwrite:
+        raise typer.BadParameter(f"{out} is there already; --overwrite replaces it")
+
+    import torch
+
+    from tokenflow.generation import sampling
+
+    generator = torch.Generator()
+    seed = generator.seed() % 2**32 if seed is None else seed
+    drawer = load_model(model, device, "TokenFlowForGeneration")
+    steps = drawer.stream(
+        prompt,
+        guidance_scale=guidance,
+        refinement=sampling.PASSES[passes],
+        negative_prompt=negative,
+        generator=generator.manual_seed(seed),
+        num_images=grid,
+        output="pil" if show_scales else "tokens",
+    )
+    try:
+        seen = list(progress(steps, len(drawer.scales), "scale", lambda _: 1))
+    except ValueError as error:
+        note(f"failed: {error}")
+        raise typer.Exit(1) from None
+    if show_scales:
+        pictures = [after[row] for row in range(grid) for after in seen]
+        columns = len(seen)
+    else:
+        pictures = drawer.image_tokenizer.decode(seen[-1])
+        columns = _columns(grid)
+    _write(sheet(pictures, columns), out)
+    facts = {"prompt": prompt, "model": model, "seed": seed, "pictures": grid}
+    facts |= {"tokens": drawer.config.num_tokens, "output": str(out.resolve())}
+    if as_json:
+        say_json(facts)
+    else:
+        typer.echo(f"{out}  seed {seed}")
+
+
+def _columns(pictures: int) -> int:
+    """Return the columns of a sheet as square as can be."""
+    return next(n for n in range(1, pictures + 1) if n * n >= pictures)
+
+
+def sheet(pictures: Sequence["Image.Image"], columns: int) -> "Image.Image":
+    """Return pictures of one size in rows; one alone as it is."""
+    from PIL import Image
+
+    if len(pictures) == 1:
+        return pictures[0]
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    size = (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP)
+    made = Image.new("RGB", size, "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        made.paste(picture, (column * (width + GAP), row * (height + GAP)))
+    return made
+
+
+def _write(picture: Any, out: Path) -> None:
+    from tokenflow._files import writing
+
+    with writing(out) as beside:
+        picture.save(beside, format="PNG")
