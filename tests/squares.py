@@ -8,9 +8,10 @@ import random
 
 import torch
 
-from tokenflow.training.loop import Moment, RunConfig
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.pictures import DataConfig
+from tokenflow.training.run import RunConfig
+from tokenflow.training.task import Moment
 from tokenflow.training.teacher import TeacherConfig, TeacherRecipe, TeacherTask
 from tokenflow.training.world import World
 

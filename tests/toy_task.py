@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenflow.training import state as states
-from tokenflow.training.loop import RunConfig, fit
+from tokenflow.training.loop import fit
 from tokenflow.training.optimizers import OptimizerConfig
+from tokenflow.training.run import RunConfig
 from tokenflow.training.world import join
 
 

@@ -60,7 +60,7 @@ def test_wheel_holds_every_file_of_the_package(wheel, unpacked, source):
 
 def test_wheel_carries_weights_and_training_configs(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        assert files_of(archive, "tokenflow/training/configs/*.toml")
+        assert files_of(archive, "tokenflow/training/configs/*/*.yaml")
         assert files_of(archive, "tokenflow/weights/*/*.safetensors")
         assert files_of(archive, "tokenflow/weights/*/config.json")
 

@@ -7,7 +7,7 @@ import torch
 
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer
 from tokenflow.training.codebook import CodebookConfig, CodebookHealth, centre_features
-from tokenflow.training.loop import Moment
+from tokenflow.training.task import Moment
 from tokenflow.training.world import World
 
 SMALL = {

@@ -13,7 +13,7 @@ from tokenflow.training import ablation_table
 from tokenflow.training.ablation import AblationRecipe, train_ablation
 from tokenflow.training.config import build, load
 from tokenflow.training.log import read
-from tokenflow.training.loop import Moment
+from tokenflow.training.task import Moment
 from tokenflow.training.teacher import TeacherRecipe, train_teacher
 from tokenflow.training.tokenizer import TokenizerTask, build_model
 from tokenflow.training.world import World

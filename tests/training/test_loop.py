@@ -11,7 +11,8 @@ import torch.distributed.checkpoint as dcp
 from toy_task import Toy, train
 
 from tokenflow.training import state as states
-from tokenflow.training.loop import Moment, RunConfig
+from tokenflow.training.run import RunConfig
+from tokenflow.training.task import Moment
 from tokenflow.training.world import World
 
 TOY = Path(__file__).parent.parent / "toy_task.py"

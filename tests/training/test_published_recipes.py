@@ -178,7 +178,7 @@ def test_a_step_moves_all_that_is_used_and_nothing_else(
 @pytest.mark.parametrize("name", FROM_TEACHER)
 def test_every_trained_parameter_takes_a_gradient(name, monkeypatch, emoji_font):
     """What took none would stop DistributedDataParallel, which waits for it."""
-    from tokenflow.training.loop import Moment
+    from tokenflow.training.task import Moment
     from tokenflow.training.tokenizer import TokenizerTask
     from tokenflow.training.world import World
 

@@ -12,8 +12,8 @@ from toy_task import Toy, train
 
 from tokenflow.training.curves import MOST, chart, number, thinned
 from tokenflow.training.history import history
-from tokenflow.training.loop import RunConfig
 from tokenflow.training.report import render, write_report
+from tokenflow.training.run import RunConfig
 
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
 

@@ -10,7 +10,7 @@ from toy_task import Toy, train
 
 from tokenflow.training import stop
 from tokenflow.training.log import read
-from tokenflow.training.loop import RunConfig
+from tokenflow.training.run import RunConfig
 from tokenflow.training.stop import Ears, Stopped
 
 CONFIG = RunConfig(batch=8, steps=6, save_every=0, log_every=4, tensorboard=False)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tokenflow.training.config import build, changed, load, of_run, recipes, write
-from tokenflow.training.loop import RunConfig
+from tokenflow.training.run import RunConfig
 from tokenflow.training.tokenizer import TokenizerRecipe
 
 

@@ -8,7 +8,7 @@ from tiny_recipe import TINY, recipe
 
 from tokenflow import TokenFlowTokenizer
 from tokenflow.training.log import read
-from tokenflow.training.loop import Moment
+from tokenflow.training.task import Moment
 from tokenflow.training.tokenizer import (
     TokenizerTask,
     build_model,

@@ -8,7 +8,7 @@ from toy_task import Toy, train
 
 from tokenflow.training.bar import Bar
 from tokenflow.training.log import Log, read
-from tokenflow.training.loop import RunConfig
+from tokenflow.training.run import RunConfig
 
 
 class Clock:

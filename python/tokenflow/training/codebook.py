@@ -11,11 +11,10 @@ Source: running means, arXiv:1711.00937, appendix A.1; starting on centres, as t
 published training code can; waking, after Jukebox, arXiv:2005.00341, section 3.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from tokenflow.tokenizer.scales import token_counts
 from tokenflow.training.distinct import distinct
 from tokenflow.training.kmeans import Metric, kmeans
 from tokenflow.training.rows import Rows
+from tokenflow.training.task import Moment
 from tokenflow.training.world import World
 from tokenflow_ext import code_histogram
 from tokenflow_ext.nn import PyramidQuantizer
@@ -38,17 +38,6 @@ Say = Callable[[str], None]
 NEVER = 1 << 30  # steps since an entry was used that never was
 SMOOTHING = 1e-5  # of the sizes that running sums are divided by
 NOISE = 0.1  # length of what keeps entries set onto one vector apart
-
-
-class Moment(Protocol):
-    """What the training loop says of a step, the same on every process but `world`."""
-
-    step: int  # from 0
-    progress: float  # in [0, 1]
-    world: World
-
-    def rng(self, *names: str) -> random.Random:
-        """Return a generator that depends on the run's seed, the step and the names."""
 
 
 @dataclass(frozen=True)

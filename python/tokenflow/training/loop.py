@@ -9,16 +9,14 @@ is the run it would have been. Asked to stop, it saves first.
 """
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenflow.training import state as states
@@ -26,153 +24,16 @@ from tokenflow.training.average import Average
 from tokenflow.training.config import changed, write
 from tokenflow.training.log import Log
 from tokenflow.training.optimizers import (
-    OptimizerConfig,
     build_optimizer,
     clip_gradient,
     set_rate,
 )
-from tokenflow.training.parallel import KINDS, Part, recompute
+from tokenflow.training.parallel import Part, recompute
+from tokenflow.training.run import PRECISIONS, RunConfig
 from tokenflow.training.state import Checkpoints
 from tokenflow.training.stop import Ears, Stopped
+from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.world import World
-
-PRECISIONS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """For how long, in what steps, and what is kept of it.
-
-    Args:
-        seed: Of weights, pictures, order and everything else that is drawn.
-        batch: Samples per step, over all processes and micro batches.
-        accumulate: Micro batches a step is split into.
-        steps: Step limit.
-        minutes: Time limit; at least one limit is needed, the nearer one counts. Runs
-            that end by the clock are not repeatable.
-        precision: "float32", "bfloat16" or "float16" (autocast; weights stay float32).
-        parallel: "ddp" or "fsdp", where torchrun started several processes.
-        recompute: Compute activations again in backward: less memory, more time.
-        average: Share of the averaged weights kept at each step, 0 for no average.
-        log_every: Steps between lines of the log.
-        evaluate_every: Steps between looks at held-out samples, 0 for at the end only.
-        save_every: Steps between checkpoints, 0 for at the end only.
-        keep: Checkpoints that stay on the disk.
-        tensorboard: Write TensorBoard events too.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
-
-    seed: int = 0
-    batch: int = 16
-    accumulate: int = 1
-    steps: int | None = None
-    minutes: float | None = None
-    precision: str = "float32"
-    parallel: str = "ddp"
-    recompute: bool = False
-    average: float = 0.999
-    log_every: int = 20
-    evaluate_every: int = 500
-    save_every: int = 500
-    keep: int = 2
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:  # noqa: D105
-        if self.steps is None and self.minutes is None:
-            raise ValueError("train: run.steps or run.minutes must be given")
-        for name in ("batch", "accumulate", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"train: run.{name} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in ("steps", "minutes", "evaluate_every", "save_every"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"train: run.{name} must be at least 0, got {value}")
-        for name, allowed in (("precision", tuple(PRECISIONS)), ("parallel", KINDS)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(
-                    f"train: run.{name} must be one of {list(allowed)}, got {value!r}"
-                )
-        if not 0 <= self.average < 1:
-            raise ValueError(
-                f"train: run.average must be in [0, 1), got {self.average}"
-            )
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Return how much of the run is done, in [0, 1]; 1 ends it."""
-        done = [0.0]
-        if self.steps is not None:
-            done.append(step / self.steps if self.steps else 1.0)
-        if self.minutes is not None:
-            done.append(seconds / (60 * self.minutes) if self.minutes else 1.0)
-        return min(1.0, max(done))
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where a run is."""
-
-    step: int  # steps that were made before this one
-    progress: float  # in [0, 1]
-    seed: int
-    world: World
-
-    def rng(self, *names: Any) -> random.Random:
-        """Return a generator that depends on seed, step and names alone."""
-        return random.Random(f"{self.seed}/{self.step}/{'/'.join(map(str, names))}")
-
-
-class Task(Protocol):
-    """What is trained."""
-
-    parts: dict[str, nn.Module]  # trained, in the order of their steps
-    kept: dict[str, nn.Module]  # in checkpoints, though no optimizer moves them
-    optimizers: dict[str, OptimizerConfig]  # of each part
-
-    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
-        """Return the parameters that FSDP must not spread."""
-
-    def blocks(self, part: str) -> tuple[nn.Module, ...]:
-        """Return the modules that FSDP gathers, and `recompute` recomputes, singly."""
-
-    def averaged(self) -> str:
-        """Return the name of the part whose average is judged and shipped."""
-
-    def batches(self, start: int, world: World) -> Iterator[Batch]:
-        """Yield this process's share of each step's batch, from step `start` on."""
-
-    def before_step(
-        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> None:
-        """Prepare for a step with the whole of this process's batch."""
-
-    def loss(
-        self, part: str, call: nn.Module, batch: Batch, moment: Moment
-    ) -> dict[str, Tensor]:
-        """Return the part's losses by name and their sum as "loss"; {} for no step.
-
-        `call` is the part, as a forward must go through it.
-        """
-
-    def after_step(
-        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> dict[str, float]:
-        """Tend to what has no gradient; returns facts for the log."""
-
-    def judge(self, log: Log, moment: Moment) -> dict[str, float]:
-        """Return held-out scores; the averaged weights are in place."""
-
-    def finish(self, folder: Path, world: World) -> None:
-        """Write the result to RUN; the averaged weights are in place."""
 
 
 class Recipe(Protocol):

@@ -35,10 +35,12 @@ from tokenflow.training.contrastive import (
     sigmoid_loss,
 )
 from tokenflow.training.log import Log
-from tokenflow.training.loop import Batch, Moment, RunConfig, fit
+from tokenflow.training.loop import fit
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
 from tokenflow.training.pictures import DataConfig, open_pictures
+from tokenflow.training.run import RunConfig
+from tokenflow.training.task import Batch, Moment
 from tokenflow.training.tokenizer import as_input, outer_blocks
 from tokenflow.training.world import World, join
 

@@ -25,11 +25,13 @@ from tokenflow.tokenizer.processing import to_uint8
 from tokenflow.training.codebook import CodebookConfig, CodebookHealth, centre_features
 from tokenflow.training.discriminator import PatchDiscriminator
 from tokenflow.training.log import Log
-from tokenflow.training.loop import Batch, Moment, RunConfig, fit
+from tokenflow.training.loop import fit
 from tokenflow.training.losses import LossConfig, TokenizerLoss
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
 from tokenflow.training.pictures import DataConfig, heldout_batch, open_pictures
+from tokenflow.training.run import RunConfig
+from tokenflow.training.task import Batch, Moment
 from tokenflow.training.world import World, join
 
 TRAINED = ("all", "pixel_decoder")
