@@ -4,8 +4,7 @@ import pytest
 import torch
 from generation_cases import prompts, small, small_tokenizer
 
-import tokenflow
-from tokenflow import TokenFlowForGeneration, TokenFlowGenerationConfig
+from tokenflow import TokenFlowGenerationConfig
 
 FAST = {"refinement": [(8, 0.9)], "guidance_scale": 2.0}
 
@@ -203,9 +202,3 @@ def test_presets_are_named():
         TokenFlowGenerationConfig.preset("huge")
     config = TokenFlowGenerationConfig.preset("llama_7b_256")
     assert (config.num_tokens, config.vocabulary) == (817, 64769)
-
-
-def test_the_names_are_public():
-    assert tokenflow.TokenFlowForGeneration is TokenFlowForGeneration
-    with pytest.raises(OSError, match="'mini' ships as a tokenizer alone"):
-        TokenFlowForGeneration.from_pretrained("mini")

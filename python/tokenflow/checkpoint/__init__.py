@@ -21,7 +21,12 @@ from tokenflow.checkpoint.generation import (
     recognise_generation,
     upstream_generation_name,
 )
-from tokenflow.checkpoint.reading import CONTAINERS, read_published, read_upstream
+from tokenflow.checkpoint.reading import (
+    CONTAINERS,
+    published_names,
+    read_published,
+    read_upstream,
+)
 from tokenflow.checkpoint.tokenizer import (
     USAGE_KEY,
     USAGE_LENGTH,
@@ -47,6 +52,7 @@ __all__ = [
     "local_folder",
     "our_generation_name",
     "our_name",
+    "published_names",
     "read_published",
     "read_upstream",
     "recognise",

@@ -7,7 +7,7 @@ Source: names in the state_dict of the published text-to-image code.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from os import PathLike
 from typing import Any
 
@@ -66,9 +66,9 @@ def generation_to_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {upstream_generation_name(key): value for key, value in state.items()}
 
 
-def is_generation(weights: Mapping[str, Any]) -> bool:
-    """Tell whether weights are those of a published text-to-image model."""
-    return _MARK in weights
+def is_generation(names: Container[str]) -> bool:
+    """Tell whether names are those of a published text-to-image model."""
+    return _MARK in names
 
 
 def recognise_generation(

@@ -11,9 +11,10 @@ import re
 import zipfile
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -68,19 +69,11 @@ def read_published(source: str | PathLike) -> dict[str, Tensor]:
         FileNotFoundError: There is neither file nor folder, or no weights in it.
         ValueError: A file is damaged, or shards that an index names are missing.
     """
-    path = Path(source)
-    if not path.is_dir():
-        return _read_file(path)
-    files = sorted(path.glob("model*.safetensors"))
-    files = files or sorted(path.glob("pytorch_model*.bin"))
-    if not files:
-        raise FileNotFoundError(
-            f"convert: {path} must hold model*.safetensors or pytorch_model*.bin"
-        )
+    path, files = Path(source), _files_of(source)
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= _read_file(file)
-    for index in path.glob("*.index.json"):
+    for index in path.glob("*.index.json") if path.is_dir() else ():
         wanted = json.loads(index.read_text())["weight_map"]
         if files[0].name in wanted.values() and (absent := {*wanted} - {*weights}):
             gone = sorted({wanted[name] for name in absent})
@@ -90,13 +83,42 @@ def read_published(source: str | PathLike) -> dict[str, Tensor]:
     return weights
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def published_names(source: str | PathLike) -> set[str]:
+    """Return the names that `read_published` would find, without reading values.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_published`.
+    """
+    names: set[str] = set()
+    for file in _files_of(source):
+        names |= {*_read_file(file, values=False)}
+    return names
+
+
+def _files_of(source: str | PathLike) -> list[Path]:
+    path = Path(source)
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("model*.safetensors"))
+    files = files or sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise FileNotFoundError(
+            f"convert: {path} must hold model*.safetensors or pytorch_model*.bin"
+        )
+    return files
+
+
+def _read_file(path: Path, values: bool = True) -> dict[str, Any]:
+    """Return one file's weights; their names alone where values are not wanted."""
     if path.suffix != ".safetensors":
-        return read_upstream(path)
+        return read_upstream(path)  # mapped, so that values stay on the disk
     if not path.is_file():
         raise FileNotFoundError(f"convert: there is no file {path}")
     try:
-        return load_file(path)
+        if values:
+            return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return dict.fromkeys(file.keys())
     except SafetensorError as error:
         raise ValueError(
             f"convert: {path} must be whole safetensors ({error})"

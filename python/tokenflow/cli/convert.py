@@ -61,9 +61,8 @@ def convert(
 
     report, line = Report(), ""
     try:
-        names = checkpoint.read_published(source)
+        names = checkpoint.published_names(source)
         work = _generation if checkpoint.is_generation(names) else _tokenizer
-        del names  # of a file, on the disk until somebody needs the values
         facts, line = work(source, out, config, getattr(torch, dtype), image_tokenizer)
     except (FileNotFoundError, ValueError) as error:
         report.fail(source, error)

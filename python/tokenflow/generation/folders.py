@@ -23,6 +23,7 @@ from tokenflow.tokenizer.scales import as_pairs
 if TYPE_CHECKING:
     from tokenflow.generation.model import TokenFlowForGeneration
 
+HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 INSIDE = "image_tokenizer"  # folder of a tokenizer that has no name
 
 
@@ -77,13 +78,13 @@ def _check_kind(place: Path | str) -> None:
             )
 
 
-def text_tokenizer(place: Path | str) -> Any:
+def text_tokenizer(place: Path | str, **kwargs: Any) -> Any:
     """Return the text tokenizer of a model; None where its folder has none."""
     from transformers import AutoTokenizer
 
     if isinstance(place, Path) and not (place / "tokenizer_config.json").is_file():
         return None
-    return AutoTokenizer.from_pretrained(place)
+    return AutoTokenizer.from_pretrained(place, **kwargs)
 
 
 def image_tokenizer(
@@ -97,6 +98,7 @@ def image_tokenizer(
         return TokenFlowTokenizer.from_pretrained(place / INSIDE, **kwargs)
     if name == INSIDE:
         return TokenFlowTokenizer.from_pretrained(place, subfolder=INSIDE, **kwargs)
+    kwargs.pop("revision", None)  # of another repository
     return TokenFlowTokenizer.from_pretrained(name, **kwargs)
 
 

@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokenflow._transformers import ModelOutput, PreTrainedModel, register
-from tokenflow.generation import drawing, folders, inputs, prompts, sampling
+from tokenflow.generation import drawing, folders, inputs, sampling
 from tokenflow.generation.config import TokenFlowGenerationConfig
 from tokenflow.generation.llama import Llama, LlamaConfig
+from tokenflow.generation.prompts import Prompts, as_pair
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.scales import as_pairs
 
 OUTPUTS = ("pil", "tokens", "pt")
 IGNORED = -100  # a label that is not learned
 
-Prompts = str | Sequence[str] | Tensor
 Pictures = list[Image.Image] | Tensor
 
 
@@ -306,25 +306,21 @@ class TokenFlowForGeneration(PreTrainedModel):
         chosen = inputs.leading(self.scales, scales)
         if num_images < 1:
             raise ValueError(f"generate: num_images must be ≥ 1, got {num_images}")
-        wanted = self._ids(prompts, "prompts")
         if negative_prompt is None:
             negative_prompt = self.config.negative_prompt
-        unwanted = None
-        if guidance_scale:
-            unwanted = self._ids(negative_prompt, "negative_prompt")
-            if len(unwanted) not in (1, len(wanted)) or (
-                unwanted.shape[1] != wanted.shape[1]
-            ):
-                raise ValueError(
-                    f"generate: negative_prompt must be one or {len(wanted)} as long "
-                    f"as prompts, {list(wanted.shape)}, got {list(unwanted.shape)}"
-                )
-            unwanted = unwanted.expand(len(wanted), -1)
-            unwanted = unwanted.repeat_interleave(num_images, dim=0)
-        found = wanted.new_empty(len(wanted) * num_images, 0)
+        wanted, unwanted = as_pair(
+            prompts,
+            negative_prompt if guidance_scale else None,
+            self.text_tokenizer,
+            self.config,
+        )
+        wanted = wanted.to(self.device).repeat_interleave(num_images, dim=0)
+        if unwanted is not None:
+            unwanted = unwanted.to(self.device).repeat_interleave(num_images, dim=0)
+        found = wanted.new_empty(len(wanted), 0)
         for indices in drawing.draw_scales(
             self,
-            wanted.repeat_interleave(num_images, dim=0),
+            wanted,
             unwanted,
             guidance=guidance_scale,
             passes=passes,
@@ -333,28 +329,6 @@ class TokenFlowForGeneration(PreTrainedModel):
         ):
             found = torch.cat([found, indices], dim=1)
             yield self._as(output, found)
-
-    def _ids(self, given: Prompts, name: str) -> Tensor:
-        """Return prompts as ids on our device."""
-        if isinstance(given, Tensor):
-            if given.ndim != 2 or given.is_floating_point() or not given.numel():
-                raise ValueError(
-                    f"generate: {name} as a tensor must be [B, P] integers, got "
-                    f"{list(given.shape)} {given.dtype}"
-                )
-            return given.to(self.device, torch.int64)
-        given = [given] if isinstance(given, str) else list(given)
-        if not given:
-            raise ValueError(f"generate: {name} must be at least one text, got none")
-        if self.text_tokenizer is None:
-            raise ValueError(
-                f"generate: {name} as text need a text tokenizer, "
-                "`model.text_tokenizer = ...`; or pass ids"
-            )
-        ids = prompts.prefix_ids(
-            self.text_tokenizer, given, self.config.text_length, self.config.pad_id
-        )
-        return ids.to(self.device)
 
     def _as(self, output: str, tokens: Tensor) -> Pictures:
         if output == "tokens":
@@ -385,10 +359,11 @@ class TokenFlowForGeneration(PreTrainedModel):
         """
         place = folders.find(name)
         model = folders.load(super().from_pretrained, place, *args, **kwargs)
-        dtype = {"dtype": model.dtype}
-        model.text_tokenizer = folders.text_tokenizer(place)
+        hub = {key: kwargs[key] for key in folders.HUB if key in kwargs}
+        model.text_tokenizer = folders.text_tokenizer(place, **hub)
         if image_tokenizer is None:
-            image_tokenizer = folders.image_tokenizer(place, model.config, **dtype)
+            hub["dtype"] = model.dtype
+            image_tokenizer = folders.image_tokenizer(place, model.config, **hub)
         return model if image_tokenizer is None else model.attach(image_tokenizer)
 
     def save_pretrained(

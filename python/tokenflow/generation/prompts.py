@@ -8,11 +8,15 @@ Source: the published text-to-image code.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from tokenflow.generation.config import TokenFlowGenerationConfig
+
+Prompts = str | Sequence[str] | Tensor
 BEGIN, END = "<img>", "</img>"
 
 
@@ -57,3 +61,55 @@ def suffix_ids(tokenizer: Any) -> Tensor:
     end = tokenizer.eos_token_id
     ids = pieces(tokenizer, END) + ([] if end is None else [end])
     return torch.tensor(ids, dtype=torch.int64)
+
+
+def as_pair(
+    prompts: Prompts,
+    negative: Prompts | None,
+    tokenizer: Any,
+    config: "TokenFlowGenerationConfig",
+) -> tuple[Tensor, Tensor | None]:
+    """Return what is wanted and what is not as ids, [B, P] int64 each.
+
+    Args:
+        prompts: One text, several, or ids [B, P].
+        negative: One for all or one each, as text or ids; None for none.
+        tokenizer: For texts; may be None where there are none.
+        config: Lengths and padding.
+
+    Raises:
+        TypeError: A prompt is no text.
+        ValueError: There is no prompt or no tokenizer, or the two do not fit together.
+    """
+    wanted = _as_ids(prompts, "prompts", tokenizer, config)
+    if negative is None:
+        return wanted, None
+    unwanted = _as_ids(negative, "negative_prompt", tokenizer, config)
+    rows, width = wanted.shape
+    if len(unwanted) not in (1, rows) or unwanted.shape[1] != width:
+        raise ValueError(
+            f"generate: negative_prompt must be one or {rows} of {width} ids as "
+            f"prompts, got {list(unwanted.shape)}"
+        )
+    return wanted, unwanted.expand(rows, -1)
+
+
+def _as_ids(
+    given: Prompts, name: str, tokenizer: Any, config: "TokenFlowGenerationConfig"
+) -> Tensor:
+    if isinstance(given, Tensor):
+        if given.ndim != 2 or given.is_floating_point() or not given.numel():
+            raise ValueError(
+                f"generate: {name} as a tensor must be [B, P] integers, got "
+                f"{list(given.shape)} {given.dtype}"
+            )
+        return given.to(torch.int64)
+    texts = [given] if isinstance(given, str) else list(given)
+    if not texts:
+        raise ValueError(f"generate: {name} must be at least one text, got none")
+    if tokenizer is None:
+        raise ValueError(
+            f"generate: {name} as text need a text tokenizer, "
+            "`model.text_tokenizer = ...`; or pass ids"
+        )
+    return prefix_ids(tokenizer, texts, config.text_length, config.pad_id)

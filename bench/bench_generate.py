@@ -1,0 +1,7 @@
+"""generate: cases and methods of `tokenflow.benchmark.ops.generate`."""
+
+OP = "generate"
+
+
+def bench_generate(timed):
+    timed()
