@@ -4,7 +4,7 @@
 #   make demo         a picture into tokens and back
 #   make test         the quick suite          make test-slow    what takes longer
 #   make lint         layout, types, imports   make format       let the tools mend it
-#   make mini         trains the shipped tokenizer again
+#   make mini         trains the models that ship again
 #   make bench        timings of the ops       make wheel        wheel and sdist in dist/
 #                     (BENCH="--op quantize --quick" and what else `tokenflow bench` takes)
 # TOKENFLOW_CUDA=auto|on|off and TOKENFLOW_CUDA_ARCHITECTURES="90a;100" choose the kernels.
@@ -87,10 +87,11 @@ test: build font
 test-slow: build font
 	$(PY) -m pytest -m slow
 
-# The shipped tokenizer, from nothing: its teacher, then itself, one process a core.
+# The models that ship, into runs/: a teacher, and the tokenizer, which learns from it.
 mini: build font
 	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train teacher mini --resume auto
-	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train tokenizer mini --resume auto
+	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train tokenizer mini --resume auto \
+	  --set teacher.source=runs/teacher-mini/model
 
 bench: build
 	$(VENV)/bin/tokenflow bench $(BENCH)

@@ -6,8 +6,10 @@ import pytest
 
 import tokenflow
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer
+from tokenflow.data.scenes import Scenes
 from tokenflow.evaluation import pictures
 from tokenflow.evaluation.reconstruction import evaluate_reconstruction
+from tokenflow.tokenizer.contrastive import ImageTextModel
 
 FOLDER = Path(tokenflow.__file__).parent / "weights" / "mini"
 
@@ -46,3 +48,17 @@ def test_mini_redraws_photographs_it_was_not_trained_on(mini):
     assert result["model"]["psnr"] > 23
     assert result["model"]["psnr"] > result["thumbnail"]["psnr"] + 2
     assert result["model"]["ssim"] > result["thumbnail"]["ssim"] + 0.1
+
+
+def test_the_teacher_finds_captions_as_its_card_says(emoji_font):
+    folder = FOLDER.parent / "teacher-mini"
+    teacher = ImageTextModel.from_pretrained(folder)
+    scenes = Scenes("heldout", size=64, seed=3)
+    items = [scenes[i] for i in range(128)]
+    captions = sorted({item["caption"] for item in items})
+    scores = teacher.similarity([item["image"] for item in items], captions)
+    found = [captions[i] for i in scores.argmax(1)]
+    right = sum(a == b["caption"] for a, b in zip(found, items, strict=True))
+    assert right / len(items) > 0.75  # 82 % among 256
+    assert (folder / "model.safetensors").stat().st_size < 2_000_000
+    assert "seed 0" in (folder / "README.md").read_text()

@@ -12,6 +12,7 @@ from tokenflow.checkpoint.files import (
     check_shapes,
     local_folder,
     replacing,
+    shipped,
 )
 from tokenflow.checkpoint.generation import (
     fill_generation,
@@ -58,6 +59,7 @@ __all__ = [
     "recognise",
     "recognise_generation",
     "replacing",
+    "shipped",
     "to_upstream",
     "upstream_generation_name",
     "upstream_name",

@@ -46,23 +46,30 @@ def check_shapes(
         )
 
 
+def shipped(name: str | PathLike) -> Path | None:
+    """Return the folder of a model inside the package, None where there is none."""
+    plain = isinstance(name, str) and "/" not in name and sep not in name
+    if plain and (SHIPPED / name / "config.json").is_file():
+        return SHIPPED / name
+    return None
+
+
 def local_folder(name: str | PathLike) -> Path | None:
     """Return the folder of a shipped name or a path, None for the id of a hub.
 
     Raises:
         OSError: It is none of the three.
     """
-    plain = isinstance(name, str) and "/" not in name and sep not in name
-    if plain and (SHIPPED / name / "config.json").is_file():
-        return SHIPPED / name
+    if (folder := shipped(name)) is not None:
+        return folder
     if Path(name).is_dir():
         return Path(name)
     if isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~":
         return None
-    shipped = [path.parent.name for path in sorted(SHIPPED.glob("*/config.json"))]
+    names = [path.parent.name for path in sorted(SHIPPED.glob("*/config.json"))]
     raise OSError(
         f"from_pretrained: there must be a model; {fspath(name)!r} is no folder, "
-        f"none of those shipped ({shipped}) and no id of a hub (owner/name)"
+        f"none of those shipped ({names}) and no id of a hub (owner/name)"
     )
 
 

@@ -42,7 +42,7 @@ class Files:
 
 
 def find(source: str | os.PathLike, revision: str | None = None) -> Files:
-    """Find a model's files: a folder, a file of weights, or the id of a hub.
+    """Find a model's files: a shipped one's, a folder's, a file of weights, a hub's.
 
     From the hub only the configuration and one set of weights are fetched, into
     huggingface_hub's own cache; with HF_HUB_OFFLINE set they must be there already.
@@ -51,7 +51,7 @@ def find(source: str | os.PathLike, revision: str | None = None) -> Files:
         OSError: There is no such folder, file or id, it cannot be reached, or no
             weights are in it.
     """
-    path = Path(source)
+    path = checkpoint.shipped(source) or Path(source)
     if path.is_file():
         return Files(str(source), _config(path.parent), (path,))
     if path.is_dir():
@@ -66,8 +66,8 @@ def find(source: str | os.PathLike, revision: str | None = None) -> Files:
     if name.count("/") == 1 and name[0] not in "./~":
         return _from_hub(name, revision)
     raise FileNotFoundError(
-        f"load_teacher: source must be a folder, a file or the id of a hub "
-        f"(owner/name), got {name!r}"
+        f"load_teacher: source must be a shipped name, a folder, a file or the id of a "
+        f"hub (owner/name), got {name!r}"
     )
 
 

@@ -90,14 +90,15 @@ class Teacher(nn.Module):
 def load_teacher(
     source: str | os.PathLike, kind: str | None = None, *, revision: str | None = None
 ) -> Teacher:
-    """Read a teacher from a folder, a file of weights, or the hub.
+    """Read a teacher: one that ships, a folder, a file of weights, or from the hub.
 
     Args:
-        source: A Hugging Face folder of CLIP (with its visual projection) or SigLIP,
-            with or without their text halves; a timm or open_clip folder of
-            ViTamin-XL; a folder that `tokenflow train teacher` wrote; one file of
-            weights, with its config.json beside it; or the id of any of these on the
-            hub. With HF_HUB_OFFLINE set, an id is read from the local cache alone.
+        source: "teacher-mini", which ships; a Hugging Face folder of CLIP (with its
+            visual projection) or SigLIP, with or without their text halves; a timm or
+            open_clip folder of ViTamin-XL; a folder that `tokenflow train teacher`
+            wrote; one file of weights, with its config.json beside it; or the id of any
+            of these on the hub. With HF_HUB_OFFLINE set, an id is read from the local
+            cache alone.
         kind: "clip", "siglip", "vitamin" or "contrastive", where another would be an
             error; recognised when None.
         revision: Of a model on the hub.

@@ -281,8 +281,11 @@ class TeacherTask:
         return {"retrieval": found / len(captions), "pieces": share.item()}
 
     def finish(self, folder: Path, world: World) -> None:
-        """Write RUN/model, as `load_teacher` reads it."""
-        weights = whole_state(self.model)
+        """Write RUN/model in float16, as `load_teacher` reads it."""
+        weights = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in whole_state(self.model).items()
+        }
         if world.first:
             self.model.save_pretrained(folder / "model", weights)
         world.wait()
