@@ -15,13 +15,19 @@ _HOME = {
     "Encoded": "tokenflow.tokenizer.model",
     "TokenFlowForGeneration": "tokenflow.generation.model",
     "TokenFlowGenerationConfig": "tokenflow.generation.config",
+    "TokenFlowForUnderstanding": "tokenflow.understanding.model",
+    "TokenFlowProcessor": "tokenflow.understanding.processing",
+    "TokenFlowUnderstandingConfig": "tokenflow.understanding.config",
 }
 __all__ = [
     "Encoded",
     "TokenFlowConfig",
     "TokenFlowForGeneration",
+    "TokenFlowForUnderstanding",
     "TokenFlowGenerationConfig",
+    "TokenFlowProcessor",
     "TokenFlowTokenizer",
+    "TokenFlowUnderstandingConfig",
 ]
 
 

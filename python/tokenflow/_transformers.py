@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def _hide_broken_torchvision() -> None:
@@ -30,7 +31,14 @@ from transformers import (  # noqa: E402
 )
 from transformers.utils import ModelOutput, logging  # noqa: E402
 
-__all__ = ["ModelOutput", "PreTrainedConfig", "PreTrainedModel", "quiet", "register"]
+__all__ = [
+    "AutoConfig",
+    "ModelOutput",
+    "PreTrainedConfig",
+    "PreTrainedModel",
+    "quiet",
+    "register",
+]
 
 
 @contextmanager
@@ -47,7 +55,9 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def register(config: type[PreTrainedConfig], model: type[PreTrainedModel]) -> None:
-    """Let AutoConfig and AutoModel find a model of ours by its model_type."""
+def register(
+    config: type[PreTrainedConfig], model: type[PreTrainedModel], auto: Any = AutoModel
+) -> None:
+    """Let AutoConfig and an auto class find a model of ours by its model_type."""
     AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModel.register(config, model, exist_ok=True)
+    auto.register(config, model, exist_ok=True)

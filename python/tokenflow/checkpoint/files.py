@@ -6,10 +6,15 @@ A folder is written beside its place and moved there at the end.
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from os import PathLike, fspath, replace, sep
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from tokenflow._transformers import quiet
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"  # models inside the package
 SHOWN = 5  # differing names in a message
@@ -46,31 +51,81 @@ def check_shapes(
         )
 
 
-def shipped(name: str | PathLike) -> Path | None:
-    """Return the folder of a model inside the package, None where there is none."""
+def shipped(name: str | PathLike, kind: str = "") -> Path | None:
+    """Return the folder of a model inside the package, None where there is none.
+
+    Args:
+        name: What a user calls the model.
+        kind: What it is for, such as "understanding": "mini" is then in the folder
+            "mini-understanding".
+    """
     plain = isinstance(name, str) and "/" not in name and sep not in name
-    if plain and (SHIPPED / name / "config.json").is_file():
-        return SHIPPED / name
+    folder = SHIPPED / (f"{name}-{kind}" if kind else name)
+    if plain and (folder / "config.json").is_file():
+        return folder
     return None
 
 
-def local_folder(name: str | PathLike) -> Path | None:
+def local_folder(name: str | PathLike, kind: str = "") -> Path | None:
     """Return the folder of a shipped name or a path, None for the id of a hub.
+
+    Args:
+        name, kind: As in `shipped`.
 
     Raises:
         OSError: It is none of the three.
     """
-    if (folder := shipped(name)) is not None:
+    if (folder := shipped(name, kind)) is not None:
         return folder
     if Path(name).is_dir():
         return Path(name)
     if isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~":
         return None
-    names = [path.parent.name for path in sorted(SHIPPED.glob("*/config.json"))]
+    end = f"-{kind}" if kind else ""
+    names = [path.parent.name for path in sorted(SHIPPED.glob(f"*{end}/config.json"))]
     raise OSError(
         f"from_pretrained: there must be a model; {fspath(name)!r} is no folder, "
-        f"none of those shipped ({names}) and no id of a hub (owner/name)"
+        f"none of those shipped{f' for {kind}' if kind else ''} "
+        f"({[name.removesuffix(end) for name in names]}) and no id of a hub "
+        "(owner/name)"
     )
+
+
+def load_whole(
+    load: Callable[..., Any],
+    folder: Path | None,
+    name: str | PathLike,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Load a model with transformers' `from_pretrained`, all of it or not at all.
+
+    Args:
+        load: The method.
+        folder: What `local_folder` returned for `name`.
+        name: What the user called it.
+        args, kwargs: What the method takes besides.
+
+    Returns:
+        What `load` returns.
+
+    Raises:
+        ValueError: The weights are damaged, or not those of the class and its config;
+            the first differing names are in the message.
+    """
+    want_report = kwargs.pop("output_loading_info", False)
+    kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
+    with nullcontext() if folder is None else quiet():  # a download shows its bar
+        try:
+            model, report = load(folder or name, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder or name}: the weights must be whole safetensors; they "
+                f"are truncated or damaged ({error})"
+            ) from None
+    check_complete(name, report["missing_keys"], report["unexpected_keys"])
+    check_shapes(name, report["mismatched_keys"])
+    return (model, report) if want_report else model
 
 
 @contextmanager

@@ -10,7 +10,6 @@ Source: TokenFlow, arXiv:2412.03069, section 3.
 import os
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tokenflow import checkpoint
@@ -445,21 +443,8 @@ class TokenFlowTokenizer(PreTrainedModel):
         folder = checkpoint.local_folder(name)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        want_report = kwargs.pop("output_loading_info", False)
-        kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
-        with nullcontext() if folder is None else quiet():  # a download shows its bar
-            try:
-                model, report = super().from_pretrained(folder or name, *args, **kwargs)
-            except SafetensorError as error:
-                raise ValueError(
-                    f"{folder or name}: the weights must be whole safetensors; they "
-                    f"are truncated or damaged ({error})"
-                ) from None
-        checkpoint.check_complete(
-            name, report["missing_keys"], report["unexpected_keys"]
-        )
-        checkpoint.check_shapes(name, report["mismatched_keys"])
-        return (model, report) if want_report else model
+        load = super().from_pretrained
+        return checkpoint.load_whole(load, folder, name, *args, **kwargs)
 
     @classmethod
     def from_upstream(

@@ -1,0 +1,85 @@
+"""What an understanding model is made of, as values.
+
+Source: the published configurations (SigLIP tokenizer with Qwen2.5-14B or
+Vicuna-13B) and arXiv:2412.03069, tables 3 and 8.
+"""
+
+from typing import Any
+
+from tokenflow._transformers import AutoConfig, PreTrainedConfig
+from tokenflow.config import TokenFlowConfig
+from tokenflow.tokenizer.model import STRATEGIES
+from tokenflow.understanding.projector import PROJECTORS
+
+
+class TokenFlowUnderstandingConfig(PreTrainedConfig):
+    """A tokenizer, a language model, and how one is read by the other.
+
+    Args:
+        tokenizer_config: `TokenFlowConfig` of the image tokenizer, or its dict; the
+            smallest preset when None.
+        text_config: Config of any causal language model of transformers, or its dict
+            with `model_type`; Qwen2's defaults when None.
+        strategy: Which features of the tokens are read: "last", "semantic", "all" or
+            "residual"; see `TokenFlowTokenizer.understanding_features`.
+        projector: Kind of projector, "mlp2x_gelu".
+        image_token_id: Id that stands in input_ids for one position of a picture;
+            it needs no row in the embeddings. The first id behind the language
+            model's vocabulary when None.
+        tie_word_embeddings: Whether the language model's output shares its
+            embeddings; taken from text_config when None.
+
+    Raises:
+        ValueError: A value is not one of those named.
+    """
+
+    model_type = "tokenflow_understanding"
+    sub_configs = {"tokenizer_config": TokenFlowConfig, "text_config": AutoConfig}
+
+    tokenizer_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    strategy: str = "last"
+    projector: str = "mlp2x_gelu"
+    image_token_id: int | None = None
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
+        if self.tokenizer_config is None:
+            self.tokenizer_config = TokenFlowConfig.preset("mini")
+        elif isinstance(self.tokenizer_config, dict):
+            self.tokenizer_config = TokenFlowConfig(**self.tokenizer_config)
+        text = {"model_type": "qwen2"} if self.text_config is None else self.text_config
+        if isinstance(text, dict):
+            values = {k: v for k, v in text.items() if k != "model_type"}
+            text = AutoConfig.for_model(text["model_type"], **values)
+        self.text_config = text
+        if self.strategy not in STRATEGIES:
+            raise ValueError(
+                "TokenFlowUnderstandingConfig: strategy must be one of "
+                f"{list(STRATEGIES)}, got {self.strategy!r}"
+            )
+        if self.projector not in PROJECTORS:
+            raise ValueError(
+                "TokenFlowUnderstandingConfig: projector must be one of "
+                f"{list(PROJECTORS)}, got {self.projector!r}"
+            )
+        if self.image_token_id is None:
+            self.image_token_id = text.vocab_size
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(text.tie_word_embeddings)
+        text.tie_word_embeddings = self.tie_word_embeddings
+        super().__post_init__(**kwargs)
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that one picture takes in a prompt."""
+        if self.strategy in ("last", "semantic"):
+            return self.tokenizer_config.grid**2
+        return self.tokenizer_config.num_tokens
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features that the projector reads."""
+        semantic = self.tokenizer_config.semantic_dim
+        pixel = 0 if self.strategy == "semantic" else self.tokenizer_config.pixel_dim
+        return semantic + pixel
