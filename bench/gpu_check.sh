@@ -6,11 +6,13 @@
 #   bench/gpu_check.sh test       every CUDA test, and the ops' tests on the CPU there
 #   bench/gpu_check.sh sanitize   memcheck, racecheck, initcheck, synccheck
 #   bench/gpu_check.sh bench      time the ops beside the goals and beside peers
+#   bench/gpu_check.sh train      train the small models for 128 pixels and judge them
 #
 # A stage ends within STAGE_SECONDS (500); one that did not get through says so, exits
 # 75, and goes on there when called again. Nothing is installed into your environment
 # and nothing is fetched: PYTHON (python3) must have torch with CUDA, pytest,
-# pytest-benchmark, pytest-timeout, scikit-build-core, pybind11, cmake and ninja.
+# pytest-benchmark, pytest-timeout, scikit-build-core, pybind11, cmake and ninja; `train`
+# needs what `pip install .[train]` brings too, and the font Noto Color Emoji.
 # RESULTS (bench/results) takes logs, timings and tables, in one folder per GPU.
 # TOKENFLOW_GOLDEN names the folder of recorded tensors, where you have one.
 set -euo pipefail
@@ -188,11 +190,33 @@ stage_bench() {
   verdict bench
 }
 
+# A run that the time limit ends saves a checkpoint first, and goes on from it.
+stage_train() {
+  start train
+  local runs=$WORK/runs task train=("$PYTHON" -m tokenflow train)
+  local options=(--device cuda --resume auto --set run.tensorboard=false)
+  "$PYTHON" -c 'import safetensors, tqdm, transformers, typer, yaml' || {
+    say "skipped: it needs what pip install '.[train]' brings"
+    return
+  }
+  once train/teacher "${train[@]}" teacher mini-128 "${options[@]}" -o "$runs/teacher"
+  once train/tokenizer "${train[@]}" tokenizer mini-128 "${options[@]}" \
+    -o "$runs/tokenizer" --set teacher.source="$runs/teacher/model"
+  once train/judge bash -o pipefail -c '"$0" -m tokenflow evaluate reconstruction \
+    --model "$1/tokenizer/model" --data scenes --device cuda --json | tee "$2.json"' \
+    "$PYTHON" "$runs" "$FOLDER/$(date -u +%Y-%m-%d)-mini-128"
+  for task in teacher tokenizer; do
+    [ ! -d "$runs/$task/model" ] || cp -r "$runs/$task/model" "$FOLDER/$task-mini-128"
+    [ ! -f "$runs/$task/log.jsonl" ] || cp "$runs/$task/log.jsonl" "$FOLDER/$task.jsonl"
+  done
+  verdict train
+}
+
 look_around
-for stage in ${*:-build test sanitize bench}; do
+for stage in ${*:-build test sanitize bench train}; do
   SECONDS=0
   case $stage in
-    build | test | sanitize | bench) "stage_$stage" ;;
-    *) stop "no stage $stage; there are build, test, sanitize and bench" ;;
+    build | test | sanitize | bench | train) "stage_$stage" ;;
+    *) stop "no stage $stage; there are build, test, sanitize, bench and train" ;;
   esac
 done
