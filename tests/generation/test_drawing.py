@@ -29,6 +29,7 @@ def drawn(model, wanted, unwanted, seed=0, **settings):
 def test_tokens_are_those_of_the_published_loop(passes, seed):
     model = small(seed=seed, scales=(1, 2, 3, 4))
     wanted, unwanted = prompts(3, seed=seed), prompts(3, seed=seed + 9)
+    wanted[:, :seed] = unwanted[:, :seed] = 0  # padding that all of them have
     draw = torch.Generator().manual_seed(seed)
     right, _, _ = published_loop(model, wanted, unwanted, 5.0, passes, draw)
     found = drawn(model, wanted, unwanted, seed, refinement=passes)
@@ -145,3 +146,9 @@ def test_bfloat16_draws_tokens_in_range():
     model = small().to(torch.bfloat16)
     found = drawn(model, prompts(2), prompts(1))
     assert found.shape == (2, 14) and found.min() >= 0 and found.max() < 64
+
+
+def test_one_seed_draws_the_same_on_every_device(device):
+    model, wanted = small(), prompts(2)
+    right = drawn(model, wanted, wanted[:1])
+    assert torch.equal(drawn(model.to(device), wanted, wanted[:1]).cpu(), right)

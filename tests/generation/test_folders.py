@@ -99,7 +99,9 @@ def test_a_name_that_ships_as_a_tokenizer_alone_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("tokenflow.checkpoint.files.SHIPPED", tmp_path)
     monkeypatch.setattr("tokenflow.checkpoint.SHIPPED", tmp_path)
     small_tokenizer().save_pretrained(tmp_path / "some")
-    with pytest.raises(OSError, match="'some' ships as a tokenizer alone"):
+    with pytest.raises(
+        OSError, match="'some' is no folder, none of those shipped for generation"
+    ):
         TokenFlowForGeneration.from_pretrained("some")
     with pytest.raises(ValueError, match="must be a generation model"):
         TokenFlowForGeneration.from_pretrained(tmp_path / "some")

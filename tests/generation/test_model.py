@@ -4,7 +4,7 @@ import pytest
 import torch
 from generation_cases import prompts, small, small_tokenizer
 
-from tokenflow import TokenFlowGenerationConfig
+from tokenflow import TokenFlowForGeneration, TokenFlowGenerationConfig
 
 FAST = {"refinement": [(8, 0.9)], "guidance_scale": 2.0}
 
@@ -195,6 +195,14 @@ def test_part_of_a_picture_is_no_training_example():
 def test_a_config_that_does_not_fit_is_told(changes, words):
     with pytest.raises(ValueError, match=f"TokenFlowGenerationConfig: .*{words}"):
         TokenFlowGenerationConfig.preset("mini", **changes)
+
+
+def test_tables_start_as_published():
+    config = TokenFlowGenerationConfig.preset("mini", language={"num_hidden_layers": 1})
+    model = TokenFlowForGeneration(config)
+    for table in (model.levels, model.positions):
+        assert abs(table.std().item() * (3 * 192) ** 0.5 - 1) < 0.1
+        assert table.abs().max() <= 2
 
 
 def test_presets_are_named():

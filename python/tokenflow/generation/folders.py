@@ -7,12 +7,11 @@ the name of an image tokenizer (in the config) or a folder `image_tokenizer`.
 import json
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from tokenflow import checkpoint
 from tokenflow._transformers import quiet
@@ -31,45 +30,18 @@ def find(name: str | os.PathLike) -> Path | str:
     """Return the folder of a shipped name or a path, or a hub id as it is.
 
     Raises:
-        OSError: It is none of the three, or no generation model ships by that name.
+        OSError: It is none of the three.
+        ValueError: It is a folder of another kind of model.
     """
-    plain = isinstance(name, str) and "/" not in name and os.sep not in name
-    if plain and not Path(name).is_dir():
-        shipped = checkpoint.SHIPPED / f"{name}-generation"
-        if (shipped / "config.json").is_file():
-            return shipped
-        if (checkpoint.SHIPPED / name / "config.json").is_file():
-            raise OSError(
-                f"from_pretrained: {name!r} ships as a tokenizer alone, no generation "
-                "model of that name is in this version; pass a folder or a hub id"
-            )
-    return checkpoint.local_folder(name) or name
+    place = checkpoint.local_folder(name, "generation")
+    if place is not None:
+        _check_kind(place)
+    return place or fspath(name)
 
 
-def load(
-    read: Callable[..., Any], place: Path | str, *args: Any, **kwargs: Any
-) -> "TokenFlowForGeneration":
-    """Read weights with transformers' `from_pretrained`, and say what does not fit."""
-    if "torch_dtype" not in kwargs:
-        kwargs.setdefault("dtype", torch.float32)
-    kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
-    _check_kind(place)
-    with quiet() if isinstance(place, Path) else nullcontext():
-        try:
-            model, report = read(place, *args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{place}: the weights must be whole safetensors; they are truncated "
-                f"or damaged ({error})"
-            ) from None
-    checkpoint.check_complete(place, report["missing_keys"], report["unexpected_keys"])
-    checkpoint.check_shapes(place, report["mismatched_keys"])
-    return model
-
-
-def _check_kind(place: Path | str) -> None:
-    file = Path(place) / "config.json"
-    if isinstance(place, Path) and file.is_file():
+def _check_kind(place: Path) -> None:
+    file = place / "config.json"
+    if file.is_file():
         kind = json.loads(file.read_text()).get("model_type")
         if kind != TokenFlowGenerationConfig.model_type:
             raise ValueError(

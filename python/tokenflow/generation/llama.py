@@ -9,6 +9,8 @@ Source: the published text-to-image code; post-norm with normed queries and keys
 Chameleon's, arXiv:2405.09818.
 """
 
+import tokenflow._transformers  # noqa: F401, I001  first: it settles what is imported
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer

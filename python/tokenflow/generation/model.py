@@ -9,6 +9,7 @@ Source: TokenFlow, arXiv:2412.03069, section 3.4; sizes and order of the publish
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tokenflow import checkpoint
 from tokenflow._transformers import ModelOutput, PreTrainedModel, register
 from tokenflow.generation import drawing, folders, inputs, sampling
 from tokenflow.generation.config import TokenFlowGenerationConfig
@@ -358,13 +360,21 @@ class TokenFlowForGeneration(PreTrainedModel):
             OSError: There is no such model.
         """
         place = folders.find(name)
-        model = folders.load(super().from_pretrained, place, *args, **kwargs)
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
+        folder = place if isinstance(place, Path) else None
+        made = checkpoint.load_whole(
+            super().from_pretrained, folder, name, *args, **kwargs
+        )
+        model = made[0] if isinstance(made, tuple) else made
         hub = {key: kwargs[key] for key in folders.HUB if key in kwargs}
         model.text_tokenizer = folders.text_tokenizer(place, **hub)
         if image_tokenizer is None:
             hub["dtype"] = model.dtype
             image_tokenizer = folders.image_tokenizer(place, model.config, **hub)
-        return model if image_tokenizer is None else model.attach(image_tokenizer)
+        if image_tokenizer is not None:
+            model.attach(image_tokenizer)
+        return made
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any

@@ -1,11 +1,12 @@
 """generate: a prompt to the tokens of a picture, random weights, published schedule.
 
-The layout is the published 7B model's (heads of 128, MLP 2.69 times the width, 32768
-entries, 131 positions before the picture) with fewer and narrower layers. Published is
-the loop as it was: the whole sequence again for every pass, both halves of the batch,
-attention as products, logits of the whole vocabulary at every position. A rounding
-flips a near-tie and the draws after it, so tokens that differ from the published loop's
-are shown for everybody and blamed on none.
+The layout is the published 7B model's (heads of 128, MLP 2.69 times the width, 131
+positions before the picture) with fewer and narrower layers, and fewer entries so that
+they stay the small part of the work that they are there. Published is the loop as it
+was: the whole sequence again for every pass, both halves of the batch, attention as
+products, logits of the whole vocabulary at every position. A rounding flips a near-tie
+and the draws after it, so tokens that differ from the published loop's are shown for
+everybody and blamed on none.
 """
 
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.scales import Scales, token_counts
 
 LABEL = "width {width}, {layers} layers, {passes} a scale, B={batch}"
-_SHAPE = {"layers": 4, "width": 512, "entries": 32768, "text": 128, "scales": 9}
+_SHAPE = {"layers": 4, "width": 512, "entries": 4096, "text": 128, "scales": 9}
 CASES = [{**_SHAPE, "passes": passes, "batch": 1} for passes in (1, 3)]
 TINY = {
     **{"layers": 1, "width": 128, "entries": 64, "text": 5, "scales": 3},
