@@ -75,6 +75,46 @@ def teacher(
 
 
 @app.command()
+def generation(
+    recipe: Recipe = "mini",
+    out: Out = None,
+    changes: Set = None,
+    resume: Resume = "no",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a model that draws what words say; it is written to OUT/model.
+
+    OUT is runs/generation-RECIPE if not given.
+    """
+    from tokenflow.training.generation import GenerationRecipe, train_generation
+
+    out = out or Path("runs") / f"generation-{Path(recipe).stem}"
+    job = GenerationRecipe, train_generation
+    _train(*job, recipe, out, changes or (), resume, device, as_json)
+
+
+@app.command()
+def detector(
+    recipe: Recipe = "scenes",
+    out: Out = None,
+    changes: Set = None,
+    resume: Resume = "no",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train the judge of `tokenflow evaluate generation`; it is written to OUT/model.
+
+    OUT is runs/detector-RECIPE if not given.
+    """
+    from tokenflow.training.detector import DetectorRecipe, train_detector
+
+    out = out or Path("runs") / f"detector-{Path(recipe).stem}"
+    job = DetectorRecipe, train_detector
+    _train(*job, recipe, out, changes or (), resume, device, as_json)
+
+
+@app.command()
 def ablation(
     recipe: Recipe = "scenes",
     out: Out = None,

@@ -1,0 +1,346 @@
+"""A generation model in training: words in, the tokens of a frozen tokenizer out.
+
+Every step encodes its pictures with the tokenizer (in float32, whatever the run's
+precision), and learns to predict each scale's tokens from the caption and the scales
+before it. Held-out pictures are judged scale by scale, and a fixed few of their
+captions are drawn at every look.
+Source: TokenFlow, arXiv:2412.03069, sections 3.4 and 4.1; the published script.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+from tokenflow import checkpoint
+from tokenflow.data.stream import Stream
+from tokenflow.generation import prompts, sampling
+from tokenflow.generation.config import PRESETS, TokenFlowGenerationConfig
+from tokenflow.generation.folders import text_tokenizer
+from tokenflow.generation.model import TokenFlowForGeneration
+from tokenflow.tokenizer.model import TokenFlowTokenizer
+from tokenflow.tokenizer.scales import token_counts
+from tokenflow.training.log import Log
+from tokenflow.training.loop import fit
+from tokenflow.training.optimizers import OptimizerConfig
+from tokenflow.training.parallel import whole_state
+from tokenflow.training.pictures import DataConfig, open_pictures
+from tokenflow.training.run import RunConfig
+from tokenflow.training.task import Batch, Moment
+from tokenflow.training.teacher import captions_of
+from tokenflow.training.tokenizer import as_input, grid, outer_blocks
+from tokenflow.training.words import WordsConfig, learn, told
+from tokenflow.training.world import World, join
+
+JUDGED = 16  # held-out pictures at a time
+
+
+@dataclass(frozen=True)
+class DrawnConfig:
+    """The pictures that are drawn at every look at held-out captions.
+
+    Args:
+        pictures: How many, of the first held-out captions; 0 for none.
+        guidance: As `guidance_scale` of `TokenFlowForGeneration.generate`.
+        passes: Looks at each scale, 1 to 3.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    pictures: int = 8
+    guidance: float = 7.5
+    passes: int = 1
+
+    def __post_init__(self) -> None:  # noqa: D105
+        for name in ("pictures", "guidance"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"train: drawn.{name} must be at least 0, got {getattr(self, name)}"
+                )
+        if self.passes not in sampling.PASSES:
+            raise ValueError(
+                f"train: drawn.passes must be one of {list(sampling.PASSES)}, "
+                f"got {self.passes}"
+            )
+
+
+@dataclass(frozen=True)
+class GenerationRecipe:
+    """All that defines a generation model's training.
+
+    Args:
+        preset: One of `generation.config.PRESETS`.
+        model: Fields of `TokenFlowGenerationConfig` that differ from the preset's.
+        tokenizer: The frozen image tokenizer: a shipped name, a folder or a hub id.
+        init: A generation model to begin with, a folder or a hub id; empty for none.
+        words: How captions are read.
+        data: Pictures with captions.
+        drawn: What is drawn to be looked at.
+        optimizer: Of all of it.
+        run: For how long, in what steps.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+
+    task: ClassVar[str] = "generation"
+
+    preset: str = "mini"
+    model: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = "mini"
+    init: str = ""
+    words: WordsConfig = field(default_factory=WordsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    drawn: DrawnConfig = field(default_factory=DrawnConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.preset not in PRESETS:
+            raise ValueError(
+                f"train: preset must be one of {list(PRESETS)}, got {self.preset!r}"
+            )
+
+
+class GenerationTask:
+    """A generation model in training; see `task.Task` for the methods.
+
+    Args:
+        recipe: All that defines it.
+        world: This process among the others.
+        say: Takes a line for people.
+
+    Raises:
+        ValueError: The pictures have no captions, or the sizes do not fit.
+        OSError: There is no such tokenizer.
+    """
+
+    def __init__(
+        self,
+        recipe: GenerationRecipe,
+        world: World,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.recipe, self.world = recipe, world
+        tokenizer = TokenFlowTokenizer.from_pretrained(recipe.tokenizer)
+        self.size, data = tokenizer.config.image_size, recipe.data
+        self.source, heldout = open_pictures(data, self.size, recipe.run.seed)
+        count = min(data.heldout_pictures, len(heldout))
+        self.heldout = Stream(heldout, size=self.size, batch=count, flip=False).read(0)
+        next(captions_of(self.source, 1, data.source))  # before anything takes time
+        model = _build(recipe).attach(tokenizer)
+        if model.text_tokenizer is None:
+            model.text_tokenizer = self._words(model.config)
+            say(f"vocabulary: {len(model.text_tokenizer)} tokens")
+        model.config.pad_id = _pad_of(model)
+        self.model = model.to(world.device).train()
+        self.suffix = prompts.suffix_ids(model.text_tokenizer).to(world.device)
+        self.parts: dict[str, nn.Module] = {"model": self.model}
+        self.kept: dict[str, nn.Module] = {}
+        self.optimizers = {"model": recipe.optimizer}
+
+    def _words(self, config: TokenFlowGenerationConfig) -> Any:
+        """Return the text tokenizer: the one that is named, or one that is learned."""
+        words = self.recipe.words
+        if words.tokenizer:
+            folder = Path(words.tokenizer)
+            return text_tokenizer(folder if folder.is_dir() else words.tokenizer)
+        known = captions_of(self.source, words.captions, self.recipe.data.source)
+        return learn(known, config.image_start)
+
+    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
+        """Return nothing: every parameter can be spread."""
+        return ()
+
+    def blocks(self, part: str) -> tuple[nn.Module, ...]:
+        """Return the layers of the language model."""
+        return outer_blocks(self.model.llama)
+
+    def averaged(self) -> str:
+        """Return the name of the model."""
+        return "model"
+
+    def batches(self, start: int, world: World) -> Iterator[Batch]:
+        """Yield this process's share of each step's pictures and captions."""
+        data, run = self.recipe.data, self.recipe.run
+        stream = Stream(
+            self.source,
+            size=self.size,
+            batch=run.batch,
+            seed=run.seed,
+            start=start,
+            rank=world.rank,
+            world=world.size,
+            workers=data.workers,
+            augment=data.augment,
+            flip=data.flip,
+        )
+        return iter(stream)
+
+    def before_step(
+        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> None:
+        """Nothing is to be prepared."""
+
+    def prefix(self, texts: list[str]) -> Tensor:
+        """Return texts as the ids in front of a picture, [B, P] int64."""
+        config = self.model.config
+        ids = prompts.prefix_ids(
+            self.model.text_tokenizer, texts, config.text_length, config.pad_id
+        )
+        return ids.to(self.world.device)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return the tokens of uint8 pictures, [B, N] int64, without autocast."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return self.model.image_tokenizer.encode(as_input(images)).indices
+
+    def loss(
+        self, part: str, call: nn.Module, batch: Batch, moment: Moment
+    ) -> dict[str, Tensor]:
+        """Return the mean loss of image tokens and of what ends a picture."""
+        words = self.recipe.words
+        texts = [
+            told(caption, words, moment.seed, number)
+            for caption, number in zip(
+                batch["caption"], batch["number"].tolist(), strict=True
+            )
+        ]
+        found = call(self.prefix(texts), self.tokens(batch["image"]), self.suffix)
+        return {"loss": found.loss}
+
+    def after_step(
+        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> dict[str, float]:
+        """Nothing moves but what has a gradient."""
+        return {}
+
+    @torch.no_grad()
+    def judge(self, log: Log | None, moment: Moment) -> dict[str, float]:
+        """Look at the held-out pictures, every process at all of them.
+
+        Returns:
+            "loss" and "accuracy" (share of tokens that are the likeliest one) of all
+            image tokens, and "loss_8x8", "accuracy_8x8" of each scale, given the true
+            scales before it.
+        """
+        model = self.model.eval()
+        captions, images = self.heldout["caption"], self.heldout["image"]
+        counts = token_counts(model.scales)
+        total = torch.zeros(2, len(counts), dtype=torch.float64)
+        for start in range(0, len(captions), JUDGED):
+            here = slice(start, start + JUDGED)
+            true = self.tokens(images[here].to(self.world.device))
+            found = model(self.prefix(captions[here]), true, self.suffix)
+            first = model.config.image_start
+            logits = found.logits[:, : true.shape[1]].float()
+            losses = F.cross_entropy(
+                logits.flatten(0, 1), true.flatten() + first, reduction="none"
+            ).view_as(true)
+            right = logits[..., first:].argmax(-1) == true
+            for i, values in enumerate((losses, right)):
+                parts = values.double().sum(0).cpu().split(counts)
+                total[i] += torch.stack([part.sum() for part in parts])
+        if log is not None and self.recipe.drawn.pictures:
+            log.picture("drawn", self._sheet(), moment.step)
+        model.train()
+        mean = total / (len(captions) * torch.tensor(counts))
+        whole = total.sum(1) / (len(captions) * sum(counts))
+        scores = {"loss": whole[0].item(), "accuracy": whole[1].item()}
+        for i, (height, width) in enumerate(model.scales):
+            scores[f"loss_{height}x{width}"] = mean[0, i].item()
+            scores[f"accuracy_{height}x{width}"] = mean[1, i].item()
+        return scores
+
+    def _sheet(self) -> Any:
+        """Return the first held-out pictures over what is drawn of their captions."""
+        drawn, model = self.recipe.drawn, self.model
+        if isinstance(model, FSDPModule):
+            register_fsdp_forward_method(model, "generate")
+        captions = self.heldout["caption"][: drawn.pictures]
+        pictures = model.generate(
+            captions,
+            guidance_scale=drawn.guidance,
+            refinement=sampling.PASSES[drawn.passes],
+            generator=torch.Generator().manual_seed(self.recipe.run.seed),
+            output="pt",
+        )
+        made = pictures.float().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
+        return grid(self.heldout["image"][: drawn.pictures], made)
+
+    def finish(self, folder: Path, world: World) -> None:
+        """Write RUN/model in float16, both tokenizers with it."""
+        weights = whole_state(self.model)
+        if world.first:
+            half = {name: value.half() for name, value in weights.items()}
+            self.model.save_pretrained(folder / "model", state_dict=half)
+        world.wait()
+
+
+def train_generation(
+    recipe: GenerationRecipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    bar: bool | None = None,
+) -> dict[str, Any]:
+    """Train a generation model and write it to `folder`/model.
+
+    One process, or one of those that torchrun started. Arguments, result and errors
+    are those of `tokenizer.train_tokenizer`.
+    """
+    with join(device) as world:
+        return fit(
+            lambda say: GenerationTask(recipe, world, say),
+            recipe,
+            folder,
+            world=world,
+            resume=resume,
+            bar=bar,
+        )
+
+
+def _build(recipe: GenerationRecipe) -> TokenFlowForGeneration:
+    """Return the model, new or one to go on with, without an image tokenizer."""
+    try:
+        config = TokenFlowGenerationConfig.preset(recipe.preset, **recipe.model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"train: model: {error}") from None
+    # a hub's or shipped tokenizer is kept by name, a folder's as a copy
+    named = checkpoint.local_folder(recipe.tokenizer) != Path(recipe.tokenizer)
+    config.image_tokenizer = recipe.tokenizer if named else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed)
+        model = TokenFlowForGeneration(config)
+    if recipe.init:
+        tokenizer = TokenFlowTokenizer.from_pretrained(recipe.tokenizer)
+        begun = TokenFlowForGeneration.from_pretrained(
+            recipe.init, image_tokenizer=tokenizer
+        )
+        model.load_state_dict(begun.state_dict())
+        model.text_tokenizer = begun.text_tokenizer
+        model.config.pad_id = begun.config.pad_id
+    return model
+
+
+def _pad_of(model: TokenFlowForGeneration) -> int:
+    """Return the padding's id, checked with all ids of the text tokenizer.
+
+    Raises:
+        ValueError: An id would be one of the picture's.
+    """
+    known, first = len(model.text_tokenizer), model.config.image_start
+    if known > first:
+        raise ValueError(
+            f"train: model.image_start must be at least {known}, the text tokenizer's "
+            f"tokens, got {first}"
+        )
+    pad = model.text_tokenizer.pad_token_id
+    return model.config.pad_id if pad is None else pad

@@ -1,0 +1,102 @@
+"""What a generation model is told of a picture: its caption, sometimes less.
+
+A share of the captions becomes the empty prompt, which guidance leads away from; of
+the others a share is cut to its first sentence, so that short prompts are known too.
+Both are decided by the run's seed and the sample's number alone.
+Source: TokenFlow, arXiv:2412.03069, section 4.1; the shares are the paper's.
+"""
+
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+MARKS = ("[PAD]", "<s>", "</s>", "<img>", "</img>")  # ids 0 … 4 of a vocabulary
+ALPHABET = 256  # bytes
+_END = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """How captions are read.
+
+    Args:
+        tokenizer: Folder or hub id of a text tokenizer. Empty: a vocabulary of bytes
+            and pairs of them, learned from the captions, as many tokens as the model
+            has ids in front of its image ids.
+        captions: From how many captions it is learned.
+        dropped: Share of captions that become the empty prompt (the paper's 0.1).
+        first_sentence: Share that is cut to its first sentence (the paper's 0.2).
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    tokenizer: str = ""
+    captions: int = 5000
+    dropped: float = 0.1
+    first_sentence: float = 0.2
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.captions < 1:
+            raise ValueError(
+                f"train: words.captions must be at least 1, got {self.captions}"
+            )
+        for name in ("dropped", "first_sentence"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"train: words.{name} must be in [0, 1], got {getattr(self, name)}"
+                )
+
+
+def told(caption: str, config: WordsConfig, seed: int, number: int) -> str:
+    """Return what is said of a run's sample: its caption, less, or nothing."""
+    rng = random.Random(f"{seed}/words/{number}")
+    drop, cut = rng.random(), rng.random()
+    if drop < config.dropped:
+        return ""
+    return first_sentence(caption) if cut < config.first_sentence else caption
+
+
+def first_sentence(caption: str) -> str:
+    """Return a text up to the end of its first sentence."""
+    return _END.split(caption.strip(), maxsplit=1)[0]
+
+
+def learn(captions: Iterable[str], size: int) -> Any:
+    """Learn a vocabulary, as a tokenizer of transformers: byte pairs, in lower case.
+
+    Args:
+        captions: What it is learned from.
+        size: Most tokens, the five MARKS and the bytes among them.
+
+    Raises:
+        ValueError: `size` does not hold every byte.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    if size < ALPHABET + len(MARKS):
+        raise ValueError(
+            f"train: a vocabulary must have at least {ALPHABET + len(MARKS)} tokens, "
+            f"the model has {size} text ids (model.image_start)"
+        )
+    inner = Tokenizer(models.BPE())
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase()]
+    )
+    inner.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(MARKS),
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(captions, trainer)
+    pad, begin, end, *_ = MARKS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=pad, bos_token=begin, eos_token=end
+    )
