@@ -44,7 +44,7 @@ MODULES = [
     "Conv3x3",
 ]
 COMMANDS = (
-    *("demo", "encode", "decode", "reconstruct", "generate"),
+    *("demo", "encode", "decode", "reconstruct", "generate", "answer"),
     *("train", "evaluate", "convert", "bench", "info"),
 )
 TOKENIZER = {
@@ -58,6 +58,12 @@ GENERATION = {
     "scales=None, output='pil')",
     "forward": "(self, prefix, indices, suffix=None)",
     "attach": "(self, tokenizer)",
+}
+UNDERSTANDING = {
+    "answer": "(self, images, question, *, indices=None, system=None, stream=False)",
+    "forward": "(self, input_ids=None, pixel_values=None, indices=None, "
+    "attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, "
+    "labels=None)",
 }
 
 
@@ -111,6 +117,12 @@ def test_generation_method_keeps_its_signature(name):
     assert departure(method, GENERATION[name]) is None
 
 
+@pytest.mark.parametrize("name", UNDERSTANDING)
+def test_understanding_method_keeps_its_signature(name):
+    method = getattr(tokenflow.TokenFlowForUnderstanding, name)
+    assert departure(method, UNDERSTANDING[name]) is None
+
+
 def test_tokenizer_loads_and_saves_as_transformers_models_do():
     from transformers import PreTrainedModel
 
@@ -135,6 +147,8 @@ def test_encoded_keeps_its_fields():
     [
         *("TokenFlowTokenizer", "TokenFlowConfig", "Encoded"),
         *("TokenFlowForGeneration", "TokenFlowGenerationConfig"),
+        *("TokenFlowForUnderstanding", "TokenFlowUnderstandingConfig"),
+        "TokenFlowProcessor",
     ],
 )
 def test_name_is_at_the_top_of_tokenflow(name):

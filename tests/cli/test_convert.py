@@ -106,3 +106,50 @@ def test_a_published_layout_is_recognised(run, tmp_path, monkeypatch):
     assert (code, err) == (0, "")
     assert out.startswith("b.pt -> out  clip, 224 pixels, 181,902,251 parameters")
     assert Path("out/model.safetensors").stat().st_size < 370_000_000
+
+
+def test_an_understanding_model_is_converted(run, tmp_path, monkeypatch):
+    import tiny_understanding as tiny
+
+    from tokenflow import TokenFlowForUnderstanding
+
+    monkeypatch.chdir(tmp_path)
+    model = tiny.model(template="plain")
+    weights = {
+        checkpoint.upstream_understanding_name(key): value
+        for key, value in model.state_dict().items()
+        if not key.startswith("tokenizer.")
+    }
+    Path("llava").mkdir()
+    torch.save(weights, "llava/pytorch_model.bin")
+    settings = {**tiny.TEXT, "model_type": "llava_qwen", "mm_vision_tower": ""}
+    Path("llava/config.json").write_text(json.dumps(settings))
+    tiny.words().save_pretrained("llava")
+    eyes = model.tokenizer.state_dict()
+    torch.save({"model": checkpoint.to_upstream(eyes, "siglip")}, "tokenizer.pt")
+    model.tokenizer.config.save_pretrained("sizes")
+    words = ("--image-tokenizer", "tokenizer.pt", "--config", "sizes/config.json")
+    code, out, err = run("convert", "llava", "out", *words, "--dtype", "bfloat16")
+    assert (code, err) == (0, "")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    said = f"understanding, qwen2, 16 image tokens, {count:,} parameters, bfloat16"
+    assert out == f"llava -> out  {said}\n"
+    read = TokenFlowForUnderstanding.from_pretrained("./out").state_dict()
+    for key, value in model.state_dict().items():
+        stored = value if key.startswith("tokenizer.") else value.bfloat16()
+        assert torch.equal(read[key], stored), key
+    code, out, err = run("convert", "llava", "other")
+    assert (code, out) == (1, "") and "must come with an image tokenizer" in err
+    assert not Path("other").exists()
+    model.language_model.save_pretrained("language")
+    tiny.words().save_pretrained("language")
+    kept = {k: v for k, v in weights.items() if "mm_projector" in k}
+    torch.save(kept, "mm_projector.bin")
+    words += ("--language-model", "language")
+    code, out, err = run("convert", "mm_projector.bin", "aligned", *words)
+    assert (code, err) == (0, "") and "float32" in out
+    asked = (tiny.picture(), "What?")
+    aligned = TokenFlowForUnderstanding.from_pretrained("./aligned")
+    assert aligned.answer(*asked, max_new_tokens=4) == model.answer(
+        *asked, max_new_tokens=4
+    )

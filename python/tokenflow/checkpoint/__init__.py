@@ -1,8 +1,8 @@
 """Weights on disk: read published files safely, write folders whole.
 
 `reading` opens published files, `files` finds and writes folders. The only rooms that
-know upstream's parameter names are here: `tokenizer` and
-`generation`.
+know upstream's parameter names are here: `tokenizer`, `generation` and
+`understanding`.
 """
 
 from tokenflow.checkpoint.files import (
@@ -38,6 +38,15 @@ from tokenflow.checkpoint.tokenizer import (
     to_upstream,
     upstream_name,
 )
+from tokenflow.checkpoint.understanding import (
+    Llava,
+    is_llava,
+    our_understanding_name,
+    read_llava,
+    read_projector,
+    understanding_state,
+    upstream_understanding_name,
+)
 
 __all__ = [
     "CONTAINERS",
@@ -45,17 +54,22 @@ __all__ = [
     "SHOWN",
     "USAGE_KEY",
     "USAGE_LENGTH",
+    "Llava",
     "check_complete",
     "check_shapes",
     "fill",
     "fill_generation",
     "generation_to_upstream",
     "is_generation",
+    "is_llava",
     "load_whole",
     "local_folder",
     "our_generation_name",
     "our_name",
+    "our_understanding_name",
     "published_names",
+    "read_llava",
+    "read_projector",
     "read_published",
     "read_upstream",
     "recognise",
@@ -63,6 +77,8 @@ __all__ = [
     "replacing",
     "shipped",
     "to_upstream",
+    "understanding_state",
     "upstream_generation_name",
     "upstream_name",
+    "upstream_understanding_name",
 ]

@@ -24,9 +24,12 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(help="Folder for safetensors and config.")],
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        typer.Option(help="Of the networks on disk; the books stay float32."),
-    ] = "float32",
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(
+            help="Of the networks on disk; the books stay float32. float32 if not "
+            "given; a language model stays as it is."
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -37,8 +40,15 @@ def convert(
     image_tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="For a generation model: its tokenizer, a published .pt file or what "
-            "--model takes elsewhere."
+            help="For a generation or understanding model: its tokenizer, a published "
+            ".pt file or what --model takes elsewhere."
+        ),
+    ] = None,
+    language_model: Annotated[
+        str | None,
+        typer.Option(
+            help="For mm_projector.bin: the language model it was trained for, a "
+            "folder or hub id of transformers."
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -61,14 +71,20 @@ def convert(
 
     report, line = Report(), ""
     try:
-        names = checkpoint.published_names(source)
-        work = _generation if checkpoint.is_generation(names) else _tokenizer
-        facts, line = work(source, out, config, getattr(torch, dtype), image_tokenizer)
+        stored = getattr(torch, dtype) if dtype else None
+        if language_model is not None or checkpoint.is_llava(source):
+            words = config, stored, image_tokenizer, language_model
+            facts, line = _understanding(source, out, *words)
+        else:
+            dtype, stored = dtype or "float32", stored or torch.float32
+            names = checkpoint.published_names(source)
+            work = _generation if checkpoint.is_generation(names) else _tokenizer
+            facts, line = work(source, out, config, stored, image_tokenizer)
     except (FileNotFoundError, ValueError) as error:
         report.fail(source, error)
     else:
         where = {"input": str(source), "output": str(out)}
-        report.done.append({**where, **facts, "dtype": dtype})
+        report.done.append({"dtype": dtype, **where, **facts})
     report.finish({}, "{input} -> {output}  " + line, as_json)
 
 
@@ -101,21 +117,12 @@ def _generation(
     image_tokenizer: str | None,
 ) -> tuple[dict[str, Any], str]:
     """Convert a generation model; return what there is to tell, and how."""
-    from tokenflow import (
-        TokenFlowForGeneration,
-        TokenFlowGenerationConfig,
-        TokenFlowTokenizer,
-    )
+    from tokenflow import TokenFlowForGeneration, TokenFlowGenerationConfig
 
     sizes = TokenFlowGenerationConfig.from_json_file(config) if config else None
     model = TokenFlowForGeneration.from_upstream(source, config=sizes)
     if image_tokenizer is not None:
-        given = Path(image_tokenizer)
-        published = given.is_file()
-        read = "from_upstream" if published else "from_pretrained"
-        model.attach(
-            getattr(TokenFlowTokenizer, read)(given if published else image_tokenizer)
-        )
+        model.attach(_image_tokenizer(image_tokenizer))
     else:
         note("no image tokenizer goes with it; --image-tokenizer names one")
     model.to(dtype).save_pretrained(out)
@@ -128,3 +135,49 @@ def _generation(
     return facts, (
         "generation, {image_tokens} image tokens, {parameters:,} parameters, {dtype}"
     )
+
+
+def _understanding(
+    source: Path,
+    out: Path,
+    config: Path | None,
+    dtype: "torch.dtype | None",
+    image_tokenizer: str | None,
+    language_model: str | None,
+) -> tuple[dict[str, Any], str]:
+    """Convert an understanding model; return what there is to tell, and how."""
+    from tokenflow import TokenFlowConfig, TokenFlowForUnderstanding
+
+    sizes = TokenFlowConfig.from_json_file(config) if config else None
+    model = TokenFlowForUnderstanding.from_upstream(
+        source,
+        None if image_tokenizer is None else _image_tokenizer(image_tokenizer, sizes),
+        language_model=language_model,
+        tokenizer_config=sizes,
+    )
+    if dtype is not None:
+        model.to(dtype)
+    if not model.has_processor:
+        note("no text tokenizer goes with it; the folder has none")
+    model.save_pretrained(out)
+    facts = {
+        "kind": "understanding",
+        "language_model": model.config.text_config.model_type,
+        "image_tokens": model.config.image_tokens,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "fingerprint": model.tokenizer.fingerprint(),
+        "dtype": str(model.projector[0].weight.dtype).removeprefix("torch."),
+    }
+    return facts, (
+        "understanding, {language_model}, {image_tokens} image tokens, "
+        "{parameters:,} parameters, {dtype}"
+    )
+
+
+def _image_tokenizer(name: str, config: Any = None) -> Any:
+    """Return a tokenizer: of a published file, or whatever else names one."""
+    from tokenflow import TokenFlowTokenizer
+
+    if Path(name).is_file():
+        return TokenFlowTokenizer.from_upstream(name, config=config)
+    return TokenFlowTokenizer.from_pretrained(name)

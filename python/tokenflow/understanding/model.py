@@ -26,7 +26,7 @@ from tokenflow._language import (
 from tokenflow._transformers import PreTrainedModel, quiet, register
 from tokenflow.config import TokenFlowConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.understanding import answering
+from tokenflow.understanding import answering, upstream
 from tokenflow.understanding.config import TokenFlowUnderstandingConfig
 from tokenflow.understanding.processing import TokenFlowProcessor, positions
 from tokenflow.understanding.projector import Projector
@@ -293,6 +293,11 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(value)
 
     @property
+    def has_processor(self) -> bool:
+        """Whether `processor` is set or may be read beside the weights."""
+        return self._processor is not None or self._home is not None
+
+    @property
     def processor(self) -> TokenFlowProcessor:
         """What makes inputs of pictures and words; read beside the weights when needed.
 
@@ -318,6 +323,13 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         self._processor = value
 
     # files
+
+    def silence_pictures(self) -> None:
+        """Keep the id of pictures, where it has a row as words do, from being said."""
+        if self.config.image_token_id < self.config.text_config.vocab_size:
+            self.generation_config.suppress_tokens = [self.config.image_token_id]
+
+    from_upstream = classmethod(upstream.from_upstream)
 
     @classmethod
     def from_parts(
@@ -366,8 +378,7 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         model.tokenizer.requires_grad_(False).eval()
         model.language_model = language_model
         model.generation_config = copy.deepcopy(language_model.generation_config)
-        if config.image_token_id < config.text_config.vocab_size:  # it is no word
-            model.generation_config.suppress_tokens = [config.image_token_id]
+        model.silence_pictures()
         model.processor = processor
         return model.eval()
 
@@ -401,7 +412,7 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
             save_directory: Folder, made if it is not there.
             args, kwargs: As in `PreTrainedModel.save_pretrained`.
         """
-        processor = self.processor if self._home or self._processor else None
+        processor = self.processor if self.has_processor else None
         if kwargs.get("push_to_hub"):  # would be named after the folder on the way
             kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
         with checkpoint.replacing(save_directory) as folder, quiet():
