@@ -115,6 +115,9 @@ def test_several_answers_of_a_prompt_with_several_pictures(model):
     """Rows are repeated with their own pictures, not pictures beside each other."""
     texts, pictures = three(model.processor)
     inputs = model.processor(pictures, texts)
+    tokens = model.tokenizer.encode(inputs["pixel_values"]).indices
+    _, repeated = model._expand_inputs_for_generation(2, **inputs)
+    assert torch.equal(repeated["indices"], tokens[[0, 0, 1, 2, 1, 2]])
     words = {**ASK, "num_beams": 2, "num_return_sequences": 2}
     both = model.generate(**inputs, **words)
     one = model.processor(pictures[1:], texts[2])
