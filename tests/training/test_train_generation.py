@@ -161,13 +161,15 @@ def test_a_model_can_be_gone_on_with(recipe, tmp_path):
     assert all(torch.equal(v, old[n]) for n, v in made.model.state_dict().items())
 
 
-def test_mistakes_are_named(recipe):
+def test_mistakes_are_named(recipe, tokenizer):
     with pytest.raises(ValueError, match="train: preset must be one of"):
         recipe(preset="maxi")
     with pytest.raises(ValueError, match="train: drawn.passes must be one of"):
         recipe(drawn={"passes": 4})
     with pytest.raises(ValueError, match="train: model: .*text_length must be ≥ 1"):
         GenerationTask(recipe(model={**MODEL, "text_length": 0}), World())
+    with pytest.raises(ValueError, match="has no tokenizer_config.json"):
+        GenerationTask(recipe(words={"tokenizer": tokenizer}), World())
     with pytest.raises(ValueError, match="at least 261 tokens, the model has 100"):
         GenerationTask(recipe(model={**MODEL, "image_start": 100}), World())
 

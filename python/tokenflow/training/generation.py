@@ -150,7 +150,13 @@ class GenerationTask:
         words = self.recipe.words
         if words.tokenizer:
             folder = Path(words.tokenizer)
-            return text_tokenizer(folder if folder.is_dir() else words.tokenizer)
+            found = text_tokenizer(folder if folder.is_dir() else words.tokenizer)
+            if found is None:
+                raise ValueError(
+                    "train: words.tokenizer must be a folder with a text tokenizer, "
+                    f"{folder} has no tokenizer_config.json"
+                )
+            return found
         known = captions_of(self.source, words.captions, self.recipe.data.source)
         return learn(known, config.image_start)
 
