@@ -115,6 +115,30 @@ def detector(
 
 
 @app.command()
+def understanding(
+    recipe: Recipe = "mini",
+    out: Out = None,
+    changes: Set = None,
+    resume: Resume = "no",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Teach a language model to read the tokens of pictures; see OUT/model.
+
+    OUT is runs/understanding-RECIPE if not given. Stage 2 goes on from stage 1 with
+    --set model.init=OUT/model.
+    """
+    from tokenflow.training.understanding import (
+        UnderstandingRecipe,
+        train_understanding,
+    )
+
+    out = out or Path("runs") / f"understanding-{Path(recipe).stem}"
+    job = UnderstandingRecipe, train_understanding
+    _train(*job, recipe, out, changes or (), resume, device, as_json)
+
+
+@app.command()
 def ablation(
     recipe: Recipe = "scenes",
     out: Out = None,

@@ -90,6 +90,10 @@ class Llava:
         """Return how many characters and pictures conversation `index` has."""
         return int(self.characters[index]), int(self.images[index])
 
+    def turns(self, index: int) -> list[Turn]:
+        """Return what is said in one conversation, without its pictures."""
+        return json.loads(self._records[index])[0]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one conversation with its pictures.
 

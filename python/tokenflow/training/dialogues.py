@@ -1,0 +1,307 @@
+"""Conversations turned into batches for a language model: ids, labels, pictures.
+
+Which conversation is sample n of a run is decided by (source, seed, n) alone, as in
+`tokenflow.data.stream`. So that little is padded, the samples of `group` steps are
+sorted by length and shared out anew, step by step in a random order; that too depends
+on the seed and the step alone. Rank r of W takes the r-th share of a step.
+Source: the idea of grouping by length is LLaVA-1.5's, arXiv:2310.03744.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tokenflow.data.dialogues import SCENES, Dialogues, SceneQuestions, open_dialogues
+from tokenflow.data.errors import BrokenPicture
+from tokenflow.data.order import Order
+from tokenflow.tokenizer.processing import to_batch
+from tokenflow.training.pictures import KEPT
+from tokenflow.understanding import prompts
+from tokenflow.understanding.processing import TokenFlowProcessor
+
+ATTEMPTS = 16  # broken samples in a row before it is an error
+LETTERS = 4  # of a token, roughly: lengths are only compared
+
+
+@dataclass(frozen=True)
+class DialogueConfig:
+    """Where conversations come from.
+
+    Args:
+        source: "scenes", or a file in LLaVA's format; see `tokenflow.data.llava`.
+        pictures: Folder of its pictures; where the file is, when empty.
+        heldout: Another such file to judge by. Empty: the held-out split of scenes, one
+            conversation in twenty of a file.
+        heldout_dialogues: How many are judged.
+        group: Steps whose samples are sorted by length together; 1 sorts nothing.
+        workers: Processes that read.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    source: str = SCENES
+    pictures: str = ""
+    heldout: str = ""
+    heldout_dialogues: int = 256
+    group: int = 16
+    workers: int = 0
+
+    def __post_init__(self) -> None:  # noqa: D105
+        low = {"heldout_dialogues": 1, "group": 1, "workers": 0}
+        for name, least in low.items():
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"train: data.{name} must be at least {least}, "
+                    f"got {getattr(self, name)}"
+                )
+
+
+class Some:
+    """Some conversations of a source, by number.
+
+    Args:
+        source: The whole.
+        numbers: Which.
+    """
+
+    def __init__(self, source: Dialogues, numbers: np.ndarray) -> None:
+        self.source, self.numbers = source, numbers
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.numbers)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return characters and pictures of one."""
+        return self.source.size(int(self.numbers[index]))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one of them."""
+        return self.source[int(self.numbers[index])]
+
+
+def open_sources(
+    config: DialogueConfig, size: int, seed: int
+) -> tuple[Dialogues, Dialogues]:
+    """Return the conversations to learn from and to be judged by.
+
+    Raises:
+        FileNotFoundError: One of them is not there, or the emoji font is not.
+        ValueError: A file holds too few.
+    """
+    drawn = {"size": size, "seed": seed, "length": 1 << 32}
+    source = open_dialogues(config.source, config.pictures, **drawn)
+    if SCENES in (config.heldout, config.heldout or config.source):
+        return source, SceneQuestions(config.heldout_dialogues, size=size, seed=seed)
+    if config.heldout:
+        return source, open_dialogues(config.heldout, config.pictures)
+    if len(source) < 2:
+        raise ValueError(
+            "train: data.source must hold at least 2 conversations, one to judge by, "
+            f"{config.source} has {len(source)}; or name others as data.heldout"
+        )
+    numbers = np.arange(len(source))
+    kept = numbers % KEPT == 0
+    return Some(source, numbers[~kept]), Some(source, numbers[kept])
+
+
+class Writer:
+    """Writes conversations down for a model: ids, labels and pictures of a sample.
+
+    With the template "plain" the words of questions are left out: a picture and what
+    is said of it, as stage 1 is published. A conversation longer than `length` is cut
+    at its end.
+
+    Args:
+        processor: Of the model that learns.
+        length: Positions at most.
+        blind: Leave the pictures out.
+    """
+
+    def __init__(
+        self, processor: TokenFlowProcessor, length: int, *, blind: bool = False
+    ) -> None:
+        self.processor, self.length, self.blind = processor, length, blind
+        self.frame = prompts.template(processor.template)
+
+    def __call__(self, sample: dict[str, Any]) -> tuple[list[int], list[int], Tensor]:
+        """Return ids, labels (−100 where nothing is learned) and uint8 [k, 3, R, R].
+
+        Raises:
+            BrokenPicture: Nothing that is learned, or not every picture, is within
+                the length.
+        """
+        processor, turns = self.processor, sample["turns"]
+        if processor.template == "plain":
+            turns = [self._plain(turn) for turn in turns if turn["role"] != "system"]
+        if self.blind:
+            turns = [
+                {**t, "content": t["content"].replace(prompts.IMAGE, "").lstrip("\n")}
+                for t in turns
+            ]
+        images = [] if self.blind else sample["images"]
+        pieces = prompts.render(self.frame, turns, answer_next=False)
+        ids, labels = prompts.tokenized(
+            pieces, processor.tokenizer, processor.image_tokens
+        )
+        ids, labels = ids[: self.length], labels[: self.length]
+        seen = ids.count(processor.image_token_id)
+        if seen != len(images) * processor.image_tokens:
+            raise BrokenPicture(
+                f"dialogues: {len(images)} pictures must fit into {self.length} "
+                f"positions, {seen} of their tokens do"
+            )
+        if all(label == prompts.IGNORED for label in labels[1:]):
+            raise BrokenPicture(
+                f"dialogues: an answer must begin within {self.length} positions"
+            )
+        side = processor.image_size
+        if not images:
+            return ids, labels, torch.empty((0, 3, side, side), dtype=torch.uint8)
+        floats = to_batch(list(images), side, processor.resize)
+        return ids, labels, floats.add(1).mul(127.5).round().to(torch.uint8)
+
+    def _plain(self, turn: dict[str, str]) -> dict[str, str]:
+        if turn["role"] == "user":
+            return {**turn, "content": prompts.IMAGE * self._marks(turn)}
+        return turn
+
+    @staticmethod
+    def _marks(turn: dict[str, str]) -> int:
+        return turn["content"].count(prompts.IMAGE)
+
+    def batch(
+        self, rows: list[tuple[list[int], list[int], Tensor]]
+    ) -> dict[str, Tensor | list[Tensor]]:
+        """Return rows as one batch, padded behind their ends.
+
+        Returns:
+            "input_ids", "labels" and "attention_mask" [b, T] int64, and "images": the
+            pictures of each row.
+        """
+        longest = max(len(ids) for ids, _, _ in rows)
+        own = self.processor.tokenizer
+        fill = own.pad_token_id if own.pad_token_id is not None else own.eos_token_id
+        ids = torch.full((len(rows), longest), fill or 0)
+        labels = torch.full_like(ids, prompts.IGNORED)
+        mask = torch.zeros_like(ids)
+        for place, (row, learned, _) in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+            labels[place, : len(row)] = torch.tensor(learned)
+            mask[place, : len(row)] = 1
+        images = [found for _, _, found in rows]
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": mask,
+            "images": images,
+        }
+
+
+class DialogueStream:
+    """Batches of conversations, without end, from step `start` on.
+
+    Args:
+        source: See `Dialogues`.
+        writer: Writes them down.
+        batch: Conversations of a step over all ranks.
+        group: Steps that are sorted by length together.
+        seed: Decides the order.
+        start, rank, world, workers: As of `tokenflow.data.stream.Stream`.
+    """
+
+    def __init__(
+        self,
+        source: Dialogues,
+        writer: Writer,
+        *,
+        batch: int,
+        group: int = 16,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self.source, self.writer, self.seed = source, writer, seed
+        self.batch, self.group, self.start = batch, group, start
+        self.rank, self.world, self.workers = rank, world, workers
+        self.order = Order(len(source), seed)
+        self._sorted: tuple[int, list[list[int]]] | None = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield batches, see `Writer.batch`; with "broken", how many were replaced."""
+        if not self.workers:
+            yield from map(self.read, itertools.count(self.start))
+        loader = DataLoader(
+            _Steps(self),
+            batch_size=None,
+            sampler=itertools.count(self.start),
+            num_workers=self.workers,
+            generator=torch.Generator(),
+        )
+        yield from loader
+
+    def numbers(self, step: int) -> list[int]:
+        """Return the samples of a step, over all ranks."""
+        group, place = divmod(step, self.group)
+        if self._sorted is None or self._sorted[0] != group:
+            self._sorted = group, self._share_out(group)
+        return self._sorted[1][place]
+
+    def _share_out(self, group: int) -> list[list[int]]:
+        count = self.group * self.batch
+        numbers = np.arange(group * count, (group + 1) * count)
+        if self.group > 1:
+            lengths = [self._length(int(i)) for i in self.order(numbers)]
+            numbers = numbers[np.argsort(lengths, kind="stable")]
+        steps = numbers.reshape(self.group, self.batch).tolist()
+        random.Random(f"{self.seed}/group/{group}").shuffle(steps)
+        return steps
+
+    def _length(self, index: int) -> int:
+        characters, pictures = self.source.size(index)
+        return characters // LETTERS + pictures * self.writer.processor.image_tokens
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Return this rank's share of a step's batch."""
+        share = self.batch // self.world
+        mine = self.numbers(step)[self.rank * share : (self.rank + 1) * share]
+        reasons: list[str] = []
+        rows = [self._row(number, reasons) for number in mine]
+        return {**self.writer.batch(rows), "broken": len(reasons)}
+
+    def _row(self, number: int, reasons: list[str]) -> Any:
+        index, failed = int(self.order(np.array([number]))[0]), []
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                index = self.order.another(number, attempt)
+            try:
+                row = self.writer(self.source[index])
+            except BrokenPicture as error:
+                failed.append(str(error))
+                continue
+            reasons += failed
+            return row
+        raise BrokenPicture(
+            f"dialogues: {ATTEMPTS} in a row are broken (sample {number} and what "
+            f"should stand in for it): {'; '.join(failed[:3])}"
+        )
+
+
+class _Steps(Dataset):
+    """Batches by step, as torch's workers ask for them."""
+
+    def __init__(self, stream: DialogueStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        return self.stream.read(step)

@@ -1,0 +1,464 @@
+"""Teaching a language model to read the tokens of pictures: a task for the loop.
+
+Two stages, two recipes: first the projector alone, on pictures with captions, then the
+projector and the language model on questions and answers, from what the first one
+wrote (`model.init`). The tokenizer is frozen in both. Every learned word of a step
+counts alike, however the step is split over processes and micro batches.
+Source: TokenFlow, arXiv:2412.03069, section 3.3; LLaVA-1.5, arXiv:2310.03744.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenflow._language import AutoModelForCausalLM, AutoTokenizer
+from tokenflow._transformers import AutoConfig
+from tokenflow.data.errors import BrokenPicture
+from tokenflow.tokenizer.model import STRATEGIES, TokenFlowTokenizer
+from tokenflow.training.dialogues import (
+    DialogueConfig,
+    DialogueStream,
+    Writer,
+    open_sources,
+)
+from tokenflow.training.log import Log
+from tokenflow.training.loop import fit
+from tokenflow.training.optimizers import OptimizerConfig
+from tokenflow.training.parallel import whole_state
+from tokenflow.training.run import RunConfig
+from tokenflow.training.small_words import MARKS, learn_words
+from tokenflow.training.task import Batch, Moment
+from tokenflow.training.tokenizer import as_input, outer_blocks
+from tokenflow.training.world import World, join
+from tokenflow.understanding import prompts
+from tokenflow.understanding.model import TokenFlowForUnderstanding
+from tokenflow.understanding.projector import Projector
+
+INPUTS = (*STRATEGIES, "pixel", "teacher", "none")
+TRAINED = ("projector", "all")
+JUDGED = 32  # held-out conversations at a time
+LEARNED_FROM = 2000  # conversations that a small vocabulary is learned from
+
+
+@dataclass(frozen=True)
+class UnderstandingConfig:
+    """What an understanding model is put together from.
+
+    Args:
+        init: A trained understanding model to go on from; the parts when empty.
+        tokenizer: Of pictures: a shipped name, a folder, a hub id.
+        language_model: A folder or hub id; a new one of `text` when empty.
+        text: Llama's sizes of a new language model.
+        vocabulary: Words of a new one, learned from the conversations.
+        inputs: What is read of a picture. "last", "semantic", "all", "residual": see
+            `understanding_features`. "pixel": "last" with the semantic half always 0.
+            "teacher": the continuous features of `teacher`. "none": nothing, to see
+            what the questions alone tell. The last two are judged in their run, to be
+            compared; with "teacher" no model is written.
+        teacher: See `load_teacher`.
+        template: Of conversations, see `prompts.TEMPLATES`.
+        resize: How pictures become square: "pad", "squash" or "crop".
+        length: Positions of a conversation at most.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    init: str = ""
+    tokenizer: str = "mini"
+    language_model: str = ""
+    text: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int = 512
+    inputs: str = "last"
+    teacher: str = ""
+    template: str = "qwen_2_5"
+    resize: str = "pad"
+    length: int = 2048
+
+    def __post_init__(self) -> None:  # noqa: D105
+        known = tuple(prompts.TEMPLATES)
+        for name, allowed in (("inputs", INPUTS), ("template", known)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"train: model.{name} must be one of {list(allowed)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        for name, least in (("length", 2), ("vocabulary", 256 + len(MARKS))):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"train: model.{name} must be at least {least}, "
+                    f"got {getattr(self, name)}"
+                )
+        if (self.inputs == "teacher") != bool(self.teacher):
+            raise ValueError(
+                'train: model.teacher must be given with inputs "teacher" and only '
+                f"then, got inputs {self.inputs!r} and teacher {self.teacher!r}"
+            )
+
+
+@dataclass(frozen=True)
+class UnderstandingRecipe:
+    """All that defines the training of an understanding model.
+
+    Args:
+        train: "projector" (stage 1) or "all": projector and language model (stage 2).
+        model: What it is put together from.
+        data: Conversations.
+        optimizer: Of what is trained.
+        run: For how long, in what steps.
+
+    Raises:
+        ValueError: `train` is neither, or parts contradict each other.
+    """
+
+    task: ClassVar[str] = "understanding"
+
+    train: str = "all"
+    model: UnderstandingConfig = field(default_factory=UnderstandingConfig)
+    data: DialogueConfig = field(default_factory=DialogueConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.train not in TRAINED:
+            raise ValueError(
+                f"train: train must be one of {list(TRAINED)}, got {self.train!r}"
+            )
+        if self.model.inputs == "none" and self.train == "projector":
+            raise ValueError('train: train must be all with inputs "none"')
+        if self.model.inputs == "pixel" and self.run.parallel == "fsdp":
+            raise ValueError('train: run.parallel must be ddp with inputs "pixel"')
+
+
+class TaughtForUnderstanding(TokenFlowForUnderstanding):
+    """A language model that reads a teacher's continuous features, to compare with."""
+
+    teacher: nn.Module
+
+    def image_features(
+        self, pixel_values: Tensor | None = None, indices: Tensor | None = None
+    ) -> Tensor:
+        """Return what the language model reads of pictures: [n, T, width]."""
+        assert pixel_values is not None and indices is None
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            seen = self.teacher(pixel_values)
+        return self.projector(seen.to(self.projector[0].weight.dtype))
+
+
+class UnderstandingTask:
+    """An understanding model in training; see `loop.Task` for the methods.
+
+    Args:
+        recipe: All that defines it.
+        world: This process among the others.
+        say: Takes a line for people.
+
+    Raises:
+        OSError: A part cannot be read.
+        ValueError: The parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        recipe: UnderstandingRecipe,
+        world: World,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.recipe, self.world = recipe, world
+        self.model = build_model(recipe, say)
+        size = self.model.tokenizer.config.image_size
+        self.source, self.heldout = open_sources(recipe.data, size, recipe.run.seed)
+        broken = getattr(getattr(self.source, "source", self.source), "broken", [])
+        if broken:
+            say(f"{len(broken)} broken records left out, the first: {broken[0]}")
+        self.writer = Writer(
+            self.model.processor,
+            recipe.model.length,
+            blind=recipe.model.inputs == "none",
+        )
+        self.model.requires_grad_(False)
+        self.model.projector.requires_grad_(recipe.model.inputs != "none")
+        if recipe.train == "all":
+            self.model.language_model.requires_grad_(True)
+        if recipe.model.inputs == "pixel":
+            _see_pixels_alone(self.model)
+        self.model.to(world.device).train()
+        self.parts: dict[str, nn.Module] = {"model": self.model}
+        self.kept: dict[str, nn.Module] = {}
+        self.optimizers = {"model": recipe.optimizer}
+        self._learned = torch.ones((), device=world.device)
+
+    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
+        """Return the parameters of the frozen tokenizer."""
+        return tuple(self.model.tokenizer.parameters())
+
+    def blocks(self, part: str) -> tuple[nn.Module, ...]:
+        """Return the language model's layers."""
+        return outer_blocks(self.model.language_model)
+
+    def averaged(self) -> str:
+        """Return the name of the model."""
+        return "model"
+
+    def batches(self, start: int, world: World) -> Iterator[Batch]:
+        """Yield this process's share of each step's conversations."""
+        data, run = self.recipe.data, self.recipe.run
+        stream = DialogueStream(
+            self.source,
+            self.writer,
+            batch=run.batch,
+            group=data.group,
+            seed=run.seed,
+            start=start,
+            rank=world.rank,
+            world=world.size,
+            workers=data.workers,
+        )
+        return iter(stream)
+
+    def before_step(
+        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> None:
+        """Count the step's learned words over all processes."""
+        learned = (batch["labels"][:, 1:] != prompts.IGNORED).sum()
+        self._learned = moment.world.sum(learned).clamp_min(1)
+
+    def loss(
+        self, part: str, call: nn.Module, batch: Batch, moment: Moment
+    ) -> dict[str, Tensor]:
+        """Return the mean cross-entropy of the step's learned words as "loss"."""
+        logits, labels = self._read(call, batch)
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"
+        )
+        # what is summed here is averaged over micro batches and processes afterwards
+        shares = moment.world.size * self.recipe.run.accumulate
+        return {"loss": total * shares / self._learned}
+
+    def _read(self, call: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits [b, T − 1, vocabulary] and their labels [b, T − 1]."""
+        device = self.world.device
+        names = ("input_ids", "attention_mask", "labels")
+        inputs = {name: batch[name].to(device) for name in names}
+        labels = inputs.pop("labels")
+        images = torch.cat(batch["images"]).to(device)
+        if self.recipe.model.inputs == "none":
+            output = call(**inputs, use_cache=False)
+        else:
+            if not len(images):  # the projector takes its part in every step
+                inputs, labels, images = self._with_a_picture(inputs, labels)
+            output = call(**inputs, pixel_values=as_input(images), use_cache=False)
+        return output.logits[:, :-1], labels[:, 1:]
+
+    def _with_a_picture(
+        self, inputs: dict[str, Tensor], labels: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Add a row of which nothing is learned: a black picture."""
+        processor = self.model.processor
+        count, side = processor.image_tokens, processor.image_size
+        wide = (0, max(0, count - labels.shape[1]), 0, 1)
+        ids = F.pad(inputs["input_ids"], wide)
+        ids[-1, :count] = processor.image_token_id
+        mask = F.pad(inputs["attention_mask"], wide)
+        mask[-1, :count] = 1
+        black = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=ids.device)
+        labels = F.pad(labels, wide, value=prompts.IGNORED)
+        return {"input_ids": ids, "attention_mask": mask}, labels, black
+
+    def after_step(
+        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
+    ) -> dict[str, float]:
+        """Nothing is without a gradient."""
+        return {}
+
+    @torch.no_grad()
+    def judge(self, log: Log, moment: Moment) -> dict[str, float]:
+        """Read the held-out conversations, every process all of them.
+
+        Returns:
+            "heldout_loss", the mean over learned words, and "exact": the share of
+            conversations of which every learned word was the likeliest one; per kind of
+            question where the questions have one.
+        """
+        model = self.model.eval()
+        count = min(self.recipe.data.heldout_dialogues, len(self.heldout))
+        total, words, right = 0.0, 0, {"exact": [0, 0]}
+        for start in range(0, count, JUDGED):
+            rows, kinds = [], []
+            for i in range(start, min(start + JUDGED, count)):
+                try:
+                    sample = self.heldout[i]
+                    rows.append(self.writer(sample))
+                except BrokenPicture:
+                    continue
+                kinds.append(sample.get("kind"))
+            if not rows:
+                continue
+            logits, labels = self._read(model, self.writer.batch(rows))
+            logits, labels = logits[: len(rows)].float(), labels[: len(rows)]
+            flat = F.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), reduction="sum"
+            )
+            learned = labels != prompts.IGNORED
+            total, words = total + flat.item(), words + int(learned.sum())
+            good = ((logits.argmax(-1) == labels) | ~learned).all(1).tolist()
+            for hit, kind in zip(good, kinds, strict=True):
+                for name in ("exact", *([f"exact_{kind}"] if kind else [])):
+                    found = right.setdefault(name, [0, 0])
+                    found[0] += hit
+                    found[1] += 1
+        model.train()
+        shares = {name: hit / max(1, n) for name, (hit, n) in sorted(right.items())}
+        return {"heldout_loss": total / max(1, words), **shares}
+
+    def finish(self, folder: Path, world: World) -> None:
+        """Write RUN/model, in float16 if the language model is new."""
+        weights = whole_state(self.model)
+        if world.first and self.recipe.model.inputs != "teacher":
+            for name, value in weights.items():
+                if value.is_floating_point() and not name.startswith("tokenizer."):
+                    weights[name] = value.half()
+            self.model.save_pretrained(folder / "model", state_dict=weights)
+        world.wait()
+
+
+def train_understanding(
+    recipe: UnderstandingRecipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    bar: bool | None = None,
+) -> dict[str, Any]:
+    """Train an understanding model and write it to `folder`/model.
+
+    One process, or one of those that torchrun started. Arguments, result and errors
+    are those of `tokenizer.train_tokenizer`.
+    """
+    with join(device) as world:
+        return fit(
+            lambda say: UnderstandingTask(recipe, world, say),
+            recipe,
+            folder,
+            world=world,
+            resume=resume,
+            bar=bar,
+        )
+
+
+def build_model(
+    recipe: UnderstandingRecipe, say: Callable[[str], None] = lambda line: None
+) -> TokenFlowForUnderstanding:
+    """Return the model a recipe begins with.
+
+    Raises:
+        OSError: A part cannot be read.
+        ValueError: Parts do not fit.
+    """
+    config = recipe.model
+    strategy = config.inputs if config.inputs in STRATEGIES else "last"
+    if config.init:
+        model = TokenFlowForUnderstanding.from_pretrained(
+            config.init, dtype=torch.float32
+        )
+        if model.config.strategy != strategy or config.inputs == "teacher":
+            raise ValueError(
+                f"train: model.init must be a model of inputs {config.inputs!r}, "
+                f"{config.init} reads {model.config.strategy!r}"
+            )
+        processor = model.processor
+        processor.template, processor.resize = config.template, config.resize
+        return model
+    eyes = TokenFlowTokenizer.from_pretrained(config.tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed)
+        if config.language_model:
+            words = AutoTokenizer.from_pretrained(config.language_model)
+            speaker = AutoModelForCausalLM.from_pretrained(
+                config.language_model, dtype=torch.float32
+            )
+        else:
+            words = learn_words(_texts(recipe), config.vocabulary)
+            say(f"vocabulary: {len(words)} words")
+            speaker = _new_speaker(config, words)
+        kind = TokenFlowForUnderstanding
+        if config.inputs == "teacher":
+            kind = TaughtForUnderstanding
+        made = kind.from_parts(
+            eyes,
+            speaker,
+            words,
+            strategy=strategy,
+            template=config.template,
+            resize=config.resize,
+        )
+        if config.inputs == "teacher":
+            from tokenflow.tokenizer.teachers import load_teacher
+
+            made.teacher = load_teacher(config.teacher)
+            side = eyes.config.image_size
+            height, width = made.teacher.grid(side, side)
+            made.processor.image_tokens = height * width
+            made.projector = Projector(made.teacher.width, speaker.config.hidden_size)
+    return made
+
+
+def _texts(recipe: UnderstandingRecipe) -> Iterator[str]:
+    """Yield conversations as they will be written, without pictures."""
+    from tokenflow.data.dialogues import SceneDialogues
+    from tokenflow.data.llava import Llava
+
+    frame, data = prompts.template(recipe.model.template), recipe.data
+    if data.source == "scenes":
+        drawn = SceneDialogues(seed=recipe.run.seed, size=64)
+        talks: Iterator[Any] = map(drawn.turns, range(LEARNED_FROM))
+    else:
+        found = Llava(data.source, data.pictures or None)
+        talks = islice(map(found.turns, range(len(found))), LEARNED_FROM)
+    for turns in talks:
+        yield prompts.text(prompts.render(frame, turns, answer_next=False))
+
+
+def _new_speaker(config: UnderstandingConfig, words: Any) -> nn.Module:
+    """Return a new language model of Llama's kind for these words."""
+    sizes = {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "max_position_embeddings": config.length,
+        "tie_word_embeddings": True,
+        **config.text,
+    }
+    made = AutoConfig.for_model(
+        "llama",
+        vocab_size=len(words) + 1,  # and <image>
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        **sizes,
+    )
+    return AutoModelForCausalLM.from_config(made)
+
+
+def _see_pixels_alone(model: TokenFlowForUnderstanding) -> None:
+    """Keep what the projector makes of the semantic half 0.
+
+    So the model is one of "last" to everybody else, and as large.
+    """
+    weight, half = model.projector[0].weight, model.tokenizer.config.semantic_dim
+    with torch.no_grad():
+        weight[:, :half] = 0
+
+    def without(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[:, :half] = 0
+        return gradient
+
+    weight.register_hook(without)
