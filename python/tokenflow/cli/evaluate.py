@@ -228,6 +228,93 @@ def generation(
         typer.echo(geneval.as_text(result))
 
 
+@app.command()
+def understanding(
+    model: Model = "mini",
+    task: Annotated[
+        Literal["scenes-vqa", "pope", "gqa", "vqav2", "mme"],
+        typer.Option(help="Drawn scenes, scored here; or a benchmark, answered."),
+    ] = "scenes-vqa",
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions at most; 1000 about scenes if not given."),
+    ] = None,
+    split: Annotated[
+        Literal["heldout", "objects", "combinations"],
+        typer.Option(help="Of the scenes: what training never shows."),
+    ] = "heldout",
+    blind: Annotated[
+        str | None,
+        typer.Option(help="Who is asked without pictures; --model if not given."),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="A benchmark's questions, one JSON a line.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of a benchmark's pictures.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File (mme: folder) for the predictions."),
+    ] = None,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Ask about pictures: exact answers about scenes, or a benchmark's predictions.
+
+    Questions about scenes are scored per kind, beside blind and most frequent answers.
+    A benchmark's predictions are written for its own script to score.
+    """
+    from tokenflow.evaluation import benchmarks
+    from tokenflow.evaluation import questions as scenes
+
+    asked: list[dict[str, Any]] = []
+    if task == "scenes-vqa":
+        if questions or images or out:
+            raise typer.BadParameter("--questions, --images, --out are a benchmark's")
+    elif questions is None or images is None or out is None:
+        raise typer.BadParameter(f"--task {task} needs --questions, --images and --out")
+    else:
+        try:
+            asked = benchmarks.read_questions(questions, task)[:count]
+        except (FileNotFoundError, ValueError) as error:
+            raise typer.BadParameter(str(error)) from None
+    kind = "TokenFlowForUnderstanding"
+    judged = load_model(model, device, kind)
+
+    def watch(parts: Any) -> Any:
+        return progress(parts, len(asked) or count or 1000, "question")
+
+    if task != "scenes-vqa":
+        assert images is not None and out is not None
+        try:
+            answers = benchmarks.predict(
+                judged, asked, images, batch_size=batch_size, watch=watch
+            )
+        except ValueError as error:
+            raise OSError(str(error)) from error
+        benchmarks.write_predictions(out, task, asked, answers)
+        result = {"model_name": model, "task": task, "questions": len(asked)}
+        if as_json:
+            say_json({**result, "out": str(out)})
+        else:
+            typer.echo(f"{out}: {len(asked)} answers")
+        return
+    found = scenes.evaluate_scenes(
+        judged,
+        count or 1000,
+        split=split,
+        batch_size=batch_size,
+        blind=None if blind is None else load_model(blind, device, kind),
+        watch=watch,
+    )
+    if as_json:
+        say_json({"model_name": model, "task": task, **found})
+    else:
+        typer.echo(scenes.as_text(found))
+
+
 def _check(
     data: str,
     protocol: str,
