@@ -318,7 +318,7 @@ class UnderstandingTask:
         return {"heldout_loss": total / max(1, words), **shares}
 
     def finish(self, folder: Path, world: World) -> None:
-        """Write RUN/model, in float16 if the language model is new."""
+        """Write RUN/model, all but the tokenizer in float16; none of "teacher"."""
         weights = whole_state(self.model)
         if world.first and self.recipe.model.inputs != "teacher":
             for name, value in weights.items():
