@@ -21,13 +21,13 @@ from tokenflow.data.scenes import COLOURS, OBJECTS, SPLITS, Scene, Scenes
 from tokenflow.evaluation import geneval
 from tokenflow.evaluation.detector import CELL, Detector
 from tokenflow.training.log import Log
-from tokenflow.training.loop import fit
+from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
 from tokenflow.training.run import RunConfig
-from tokenflow.training.task import Batch, Moment
+from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.tokenizer import as_input
-from tokenflow.training.world import World, join
+from tokenflow.training.world import World
 
 SPREAD = 0.7  # of the hill around a centre, in cells
 COLOUR_WEIGHT, EDGE_WEIGHT = 1.0, 5.0
@@ -92,7 +92,7 @@ class DetectorRecipe:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-class DetectorTask:
+class DetectorTask(Task):
     """A detector in training; see `task.Task` for the methods.
 
     Args:
@@ -115,20 +115,7 @@ class DetectorTask:
         self.model.to(world.device).train()
         self.heldout = geneval.true_pictures(config.heldout, config.image_size)
         self.parts: dict[str, nn.Module] = {"model": self.model}
-        self.kept: dict[str, nn.Module] = {}
         self.optimizers = {"model": recipe.optimizer}
-
-    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
-        """Return nothing: every parameter can be spread."""
-        return ()
-
-    def blocks(self, part: str) -> tuple[nn.Module, ...]:
-        """Return nothing: it is small."""
-        return ()
-
-    def averaged(self) -> str:
-        """Return the name of the detector."""
-        return "model"
 
     def sample(self, number: int) -> tuple[Tensor, Scene]:
         """Return picture `number` of the run, uint8 [3, R, R], and its truth."""
@@ -150,11 +137,6 @@ class DetectorTask:
             yield {"image": images, **targets([scene for _, scene in samples], grid)}
             step += 1
 
-    def before_step(
-        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> None:
-        """Nothing is to be prepared."""
-
     def loss(
         self, part: str, call: nn.Module, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
@@ -162,12 +144,6 @@ class DetectorTask:
         terms = losses(call(as_input(batch["image"])), batch)
         whole = terms["centres"] + COLOUR_WEIGHT * terms["colours"]
         return {"loss": whole + EDGE_WEIGHT * terms["edges"], **terms}
-
-    def after_step(
-        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> dict[str, float]:
-        """Nothing moves but what has a gradient."""
-        return {}
 
     def judge(self, log: Log | None, moment: Moment) -> dict[str, float]:
         """Return the share of held-out pictures that it is right about.
@@ -188,28 +164,12 @@ class DetectorTask:
         world.wait()
 
 
-def train_detector(
-    recipe: DetectorRecipe,
-    folder: Path,
-    *,
-    resume: bool = False,
-    device: str = "cpu",
-    bar: bool | None = None,
-) -> dict[str, Any]:
+def train_detector(recipe: DetectorRecipe, folder: Path, **how: Any) -> dict[str, Any]:
     """Train a detector of the small world and write it to `folder`/model.
 
-    One process, or one of those that torchrun started. Arguments, result and errors
-    are those of `tokenizer.train_tokenizer`.
+    Arguments, result and errors are those of `loop.train`.
     """
-    with join(device) as world:
-        return fit(
-            lambda say: DetectorTask(recipe, world),
-            recipe,
-            folder,
-            world=world,
-            resume=resume,
-            bar=bar,
-        )
+    return train(DetectorTask, recipe, folder, **how)
 
 
 def worn(image: Tensor, rng: random.Random) -> Tensor:

@@ -26,16 +26,16 @@ from tokenflow.generation.model import TokenFlowForGeneration
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.scales import token_counts
 from tokenflow.training.log import Log
-from tokenflow.training.loop import fit
+from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
-from tokenflow.training.pictures import DataConfig, open_pictures
+from tokenflow.training.pictures import DataConfig, open_pictures, picture_batches
 from tokenflow.training.run import RunConfig
-from tokenflow.training.task import Batch, Moment
+from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.teacher import captions_of
 from tokenflow.training.tokenizer import as_input, grid, outer_blocks
 from tokenflow.training.words import WordsConfig, learn, told
-from tokenflow.training.world import World, join
+from tokenflow.training.world import World
 
 JUDGED = 16  # held-out pictures at a time
 
@@ -108,7 +108,7 @@ class GenerationRecipe:
             )
 
 
-class GenerationTask:
+class GenerationTask(Task):
     """A generation model in training; see `task.Task` for the methods.
 
     Args:
@@ -142,7 +142,6 @@ class GenerationTask:
         self.model = model.to(world.device).train()
         self.suffix = prompts.suffix_ids(model.text_tokenizer).to(world.device)
         self.parts: dict[str, nn.Module] = {"model": self.model}
-        self.kept: dict[str, nn.Module] = {}
         self.optimizers = {"model": recipe.optimizer}
 
     def _words(self, config: TokenFlowGenerationConfig) -> Any:
@@ -160,39 +159,14 @@ class GenerationTask:
         known = captions_of(self.source, words.captions, self.recipe.data.source)
         return learn(known, config.image_start)
 
-    def whole(self, part: str) -> tuple[nn.Parameter, ...]:
-        """Return nothing: every parameter can be spread."""
-        return ()
-
     def blocks(self, part: str) -> tuple[nn.Module, ...]:
         """Return the layers of the language model."""
         return outer_blocks(self.model.llama)
 
-    def averaged(self) -> str:
-        """Return the name of the model."""
-        return "model"
-
     def batches(self, start: int, world: World) -> Iterator[Batch]:
         """Yield this process's share of each step's pictures and captions."""
-        data, run = self.recipe.data, self.recipe.run
-        stream = Stream(
-            self.source,
-            size=self.size,
-            batch=run.batch,
-            seed=run.seed,
-            start=start,
-            rank=world.rank,
-            world=world.size,
-            workers=data.workers,
-            augment=data.augment,
-            flip=data.flip,
-        )
-        return iter(stream)
-
-    def before_step(
-        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> None:
-        """Nothing is to be prepared."""
+        recipe, size = self.recipe, self.size
+        return picture_batches(self.source, recipe.data, recipe.run, size, start, world)
 
     def prefix(self, texts: list[str]) -> Tensor:
         """Return texts as the ids in front of a picture, [B, P] int64."""
@@ -220,12 +194,6 @@ class GenerationTask:
         ]
         found = call(self.prefix(texts), self.tokens(batch["image"]), self.suffix)
         return {"loss": found.loss}
-
-    def after_step(
-        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> dict[str, float]:
-        """Nothing moves but what has a gradient."""
-        return {}
 
     @torch.no_grad()
     def judge(self, log: Log | None, moment: Moment) -> dict[str, float]:
@@ -290,27 +258,13 @@ class GenerationTask:
 
 
 def train_generation(
-    recipe: GenerationRecipe,
-    folder: Path,
-    *,
-    resume: bool = False,
-    device: str = "cpu",
-    bar: bool | None = None,
+    recipe: GenerationRecipe, folder: Path, **how: Any
 ) -> dict[str, Any]:
     """Train a generation model and write it to `folder`/model.
 
-    One process, or one of those that torchrun started. Arguments, result and errors
-    are those of `tokenizer.train_tokenizer`.
+    Arguments, result and errors are those of `loop.train`.
     """
-    with join(device) as world:
-        return fit(
-            lambda say: GenerationTask(recipe, world, say),
-            recipe,
-            folder,
-            world=world,
-            resume=resume,
-            bar=bar,
-        )
+    return train(GenerationTask, recipe, folder, **how)
 
 
 def _build(recipe: GenerationRecipe) -> TokenFlowForGeneration:

@@ -33,7 +33,7 @@ from tokenflow.training.run import PRECISIONS, RunConfig
 from tokenflow.training.state import Checkpoints
 from tokenflow.training.stop import Ears, Stopped
 from tokenflow.training.task import Batch, Moment, Task
-from tokenflow.training.world import World
+from tokenflow.training.world import World, join
 
 
 class Recipe(Protocol):
@@ -277,6 +277,47 @@ def fit(
         return _finish(run, folder)
     finally:
         log.close()
+
+
+def train(
+    make: Callable[[Any, World, Callable[[str], None]], Task],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    bar: bool | None = None,
+) -> dict[str, Any]:
+    """Train what a recipe describes and write it to `folder`/model.
+
+    One process, or one of those that torchrun started.
+
+    Args:
+        make: The task, of the recipe, the processes, and what takes a line for people.
+        recipe: All that defines it; written to `folder`/recipe.yaml.
+        folder: RUN; see `log` and `state` for what else is written there.
+        resume: Go on from the checkpoint there, or begin where there is none.
+        device: "cpu", "cuda" or "cuda:1".
+        bar: Show a progress bar; None for "if stderr is a terminal".
+
+    Returns:
+        Facts of the run: steps, samples, minutes, broken samples, the last scores.
+
+    Raises:
+        FileExistsError: A checkpoint is there and `resume` is False.
+        FileNotFoundError: Samples, another model or the font are not there.
+        FloatingPointError: A loss is no finite number.
+        ValueError: The parts do not fit together, or the checkpoint is of another run.
+    """
+    with join(device) as world:
+        return fit(
+            lambda say: make(recipe, world, say),
+            recipe,
+            folder,
+            world=world,
+            resume=resume,
+            bar=bar,
+        )
 
 
 def _go(run: Run, ears: Ears) -> None:

@@ -5,7 +5,7 @@ no others are named to judge by, one in twenty is kept from training, the same o
 every run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from tokenflow.data.augment import AUGMENTS
 from tokenflow.data.sources import DRAWN, open_source
 from tokenflow.data.stream import Source, Stream
+from tokenflow.training.run import RunConfig
 from tokenflow.training.world import World
 
 KEPT = 20  # one picture in so many is kept from training
@@ -153,6 +154,30 @@ def _apart(source: Source, name: str) -> tuple[Source, Source]:
             f"{name} has {len(source)}; or name others as data.heldout"
         )
     return Every(source, kept=False), Every(source, kept=True)
+
+
+def picture_batches(
+    source: Source,
+    data: DataConfig,
+    run: RunConfig,
+    size: int,
+    start: int,
+    world: World,
+) -> Iterator[dict[str, Any]]:
+    """Yield this process's share of each step's samples, from `start` on; `Stream`."""
+    stream = Stream(
+        source,
+        size=size,
+        batch=run.batch,
+        seed=run.seed,
+        start=start,
+        rank=world.rank,
+        world=world.size,
+        workers=data.workers,
+        augment=data.augment,
+        flip=data.flip,
+    )
+    return iter(stream)
 
 
 def heldout_batch(

@@ -5,10 +5,12 @@ and a name, the same on every process.
 """
 
 import random
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,30 +36,41 @@ class Moment:
         return random.Random(f"{self.seed}/{self.step}/{'/'.join(map(str, names))}")
 
 
-class Task(Protocol):
-    """What is trained."""
+class Task(ABC):
+    """What is trained. A task of one part, "model", says no more than it must.
 
-    parts: dict[str, nn.Module]  # trained, in the order of their steps
-    kept: dict[str, nn.Module]  # in checkpoints, though no optimizer moves them
-    optimizers: dict[str, OptimizerConfig]  # of each part
+    Attributes:
+        parts: What is trained, in the order of its steps.
+        optimizers: Of each part.
+        kept: What else is in checkpoints, though no optimizer moves it.
+    """
+
+    parts: dict[str, nn.Module]
+    optimizers: dict[str, OptimizerConfig]
+    kept: Mapping[str, nn.Module] = MappingProxyType({})
 
     def whole(self, part: str) -> tuple[nn.Parameter, ...]:
         """Return the parameters that FSDP must not spread."""
+        return ()
 
     def blocks(self, part: str) -> tuple[nn.Module, ...]:
         """Return the modules that FSDP gathers, and `recompute` recomputes, singly."""
+        return ()
 
     def averaged(self) -> str:
         """Return the name of the part whose average is judged and shipped."""
+        return "model"
 
+    @abstractmethod
     def batches(self, start: int, world: World) -> Iterator[Batch]:
         """Yield this process's share of each step's batch, from step `start` on."""
 
-    def before_step(
+    def before_step(  # noqa: B027
         self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
     ) -> None:
         """Prepare for a step with the whole of this process's batch."""
 
+    @abstractmethod
     def loss(
         self, part: str, call: nn.Module, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
@@ -70,9 +83,12 @@ class Task(Protocol):
         self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
     ) -> dict[str, float]:
         """Tend to what has no gradient; returns facts for the log."""
+        return {}
 
+    @abstractmethod
     def judge(self, log: Log, moment: Moment) -> dict[str, float]:
         """Return held-out scores; the averaged weights are in place."""
 
+    @abstractmethod
     def finish(self, folder: Path, world: World) -> None:
         """Write the result to RUN; the averaged weights are in place."""

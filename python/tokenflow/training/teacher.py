@@ -35,14 +35,14 @@ from tokenflow.training.contrastive import (
     sigmoid_loss,
 )
 from tokenflow.training.log import Log
-from tokenflow.training.loop import fit
+from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
-from tokenflow.training.pictures import DataConfig, open_pictures
+from tokenflow.training.pictures import DataConfig, open_pictures, picture_batches
 from tokenflow.training.run import RunConfig
-from tokenflow.training.task import Batch, Moment
+from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.tokenizer import as_input, outer_blocks
-from tokenflow.training.world import World, join
+from tokenflow.training.world import World
 
 JUDGED = 64  # held-out pictures at a time
 
@@ -121,8 +121,8 @@ class TeacherRecipe:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-class TeacherTask:
-    """A teacher in training; see `loop.Task` for the methods.
+class TeacherTask(Task):
+    """A teacher in training; see `Task` for the methods.
 
     Args:
         recipe: All that defines it.
@@ -156,7 +156,6 @@ class TeacherTask:
             )
         self.model.to(world.device).train()
         self.parts: dict[str, nn.Module] = {"model": self.model}
-        self.kept: dict[str, nn.Module] = {}
         self.optimizers = {"model": recipe.optimizer}
 
     def whole(self, part: str) -> tuple[nn.Parameter, ...]:
@@ -168,31 +167,10 @@ class TeacherTask:
         """Return the transformer layers."""
         return outer_blocks(self.model)
 
-    def averaged(self) -> str:
-        """Return the name of the model."""
-        return "model"
-
     def batches(self, start: int, world: World) -> Iterator[Batch]:
         """Yield this process's share of each step's pictures and captions."""
-        data, run = self.recipe.data, self.recipe.run
-        stream = Stream(
-            self.source,
-            size=self.recipe.model.image_size,
-            batch=run.batch,
-            seed=run.seed,
-            start=start,
-            rank=world.rank,
-            world=world.size,
-            workers=data.workers,
-            augment=data.augment,
-            flip=data.flip,
-        )
-        return iter(stream)
-
-    def before_step(
-        self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> None:
-        """Nothing is to be prepared."""
+        recipe, size = self.recipe, self.recipe.model.image_size
+        return picture_batches(self.source, recipe.data, recipe.run, size, start, world)
 
     def loss(
         self, part: str, call: nn.Module, batch: Batch, moment: Moment
@@ -291,28 +269,12 @@ class TeacherTask:
         world.wait()
 
 
-def train_teacher(
-    recipe: TeacherRecipe,
-    folder: Path,
-    *,
-    resume: bool = False,
-    device: str = "cpu",
-    bar: bool | None = None,
-) -> dict[str, Any]:
+def train_teacher(recipe: TeacherRecipe, folder: Path, **how: Any) -> dict[str, Any]:
     """Train a teacher on pictures with captions and write it to `folder`/model.
 
-    One process, or one of those that torchrun started. Arguments, result and errors
-    are those of `tokenizer.train_tokenizer`.
+    Arguments, result and errors are those of `loop.train`.
     """
-    with join(device) as world:
-        return fit(
-            lambda say: TeacherTask(recipe, world, say),
-            recipe,
-            folder,
-            world=world,
-            resume=resume,
-            bar=bar,
-        )
+    return train(TeacherTask, recipe, folder, **how)
 
 
 def captions_of(source: Source, count: int, name: str) -> Iterator[str]:

@@ -25,14 +25,19 @@ from tokenflow.tokenizer.processing import to_uint8
 from tokenflow.training.codebook import CodebookConfig, CodebookHealth, centre_features
 from tokenflow.training.discriminator import PatchDiscriminator
 from tokenflow.training.log import Log
-from tokenflow.training.loop import fit
+from tokenflow.training.loop import train
 from tokenflow.training.losses import LossConfig, TokenizerLoss
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
-from tokenflow.training.pictures import DataConfig, heldout_batch, open_pictures
+from tokenflow.training.pictures import (
+    DataConfig,
+    heldout_batch,
+    open_pictures,
+    picture_batches,
+)
 from tokenflow.training.run import RunConfig
-from tokenflow.training.task import Batch, Moment
-from tokenflow.training.world import World, join
+from tokenflow.training.task import Batch, Moment, Task
+from tokenflow.training.world import World
 
 TRAINED = ("all", "pixel_decoder")
 SHOWN = 16  # held-out pictures on a grid
@@ -142,8 +147,8 @@ class TokenizerRecipe:
         return TokenFlowConfig.preset(self.preset, enhanced=self.enhanced, **self.model)
 
 
-class TokenizerTask:
-    """A tokenizer in training; see `loop.Task` for the methods.
+class TokenizerTask(Task):
+    """A tokenizer in training; see `Task` for the methods.
 
     Args:
         recipe: All that defines it.
@@ -225,26 +230,10 @@ class TokenizerTask:
         """Return the transformer layers and the levels of the pixel networks."""
         return outer_blocks(self.model) if part == "model" else ()
 
-    def averaged(self) -> str:
-        """Return the name of the tokenizer."""
-        return "model"
-
     def batches(self, start: int, world: World) -> Iterator[Batch]:
         """Yield this process's share of each step's pictures."""
-        data, run = self.recipe.data, self.recipe.run
-        stream = Stream(
-            self.source,
-            size=self.model.config.image_size,
-            batch=run.batch,
-            seed=run.seed,
-            start=start,
-            rank=world.rank,
-            world=world.size,
-            workers=data.workers,
-            augment=data.augment,
-            flip=data.flip,
-        )
-        return iter(stream)
+        recipe, size = self.recipe, self.model.config.image_size
+        return picture_batches(self.source, recipe.data, recipe.run, size, start, world)
 
     def before_step(
         self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
@@ -333,42 +322,13 @@ class TokenizerTask:
 
 
 def train_tokenizer(
-    recipe: TokenizerRecipe,
-    folder: Path,
-    *,
-    resume: bool = False,
-    device: str = "cpu",
-    bar: bool | None = None,
+    recipe: TokenizerRecipe, folder: Path, **how: Any
 ) -> dict[str, Any]:
     """Train a tokenizer and write it to `folder`/model, in float16.
 
-    One process, or one of those that torchrun started.
-
-    Args:
-        recipe: All that defines it; written to `folder`/recipe.yaml.
-        folder: RUN; see `log` and `state` for what else is written there.
-        resume: Go on from the checkpoint there, or begin where there is none.
-        device: "cpu", "cuda" or "cuda:1".
-        bar: Show a progress bar; None for "if stderr is a terminal".
-
-    Returns:
-        Facts of the run: steps, samples, minutes, broken pictures, the last scores.
-
-    Raises:
-        FileExistsError: A checkpoint is there and `resume` is False.
-        FileNotFoundError: Pictures, teacher or font are not there.
-        FloatingPointError: A loss is no finite number.
-        ValueError: The parts do not fit together, or the checkpoint is of another run.
+    Arguments, result and errors are those of `loop.train`.
     """
-    with join(device) as world:
-        return fit(
-            lambda say: TokenizerTask(recipe, world, say),
-            recipe,
-            folder,
-            world=world,
-            resume=resume,
-            bar=bar,
-        )
+    return train(TokenizerTask, recipe, folder, **how)
 
 
 def build_model(recipe: TokenizerRecipe) -> TokenFlowTokenizer:

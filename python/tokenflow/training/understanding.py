@@ -28,14 +28,14 @@ from tokenflow.training.dialogues import (
     open_sources,
 )
 from tokenflow.training.log import Log
-from tokenflow.training.loop import fit
+from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
 from tokenflow.training.run import RunConfig
 from tokenflow.training.small_words import MARKS, learn_words
-from tokenflow.training.task import Batch, Moment
+from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.tokenizer import as_input, outer_blocks
-from tokenflow.training.world import World, join
+from tokenflow.training.world import World
 from tokenflow.understanding import prompts
 from tokenflow.understanding.model import TokenFlowForUnderstanding
 from tokenflow.understanding.projector import Projector
@@ -151,8 +151,8 @@ class TaughtForUnderstanding(TokenFlowForUnderstanding):
         return self.projector(seen.to(self.projector[0].weight.dtype))
 
 
-class UnderstandingTask:
-    """An understanding model in training; see `loop.Task` for the methods.
+class UnderstandingTask(Task):
+    """An understanding model in training; see `Task` for the methods.
 
     Args:
         recipe: All that defines it.
@@ -190,7 +190,6 @@ class UnderstandingTask:
             _see_pixels_alone(self.model)
         self.model.to(world.device).train()
         self.parts: dict[str, nn.Module] = {"model": self.model}
-        self.kept: dict[str, nn.Module] = {}
         self.optimizers = {"model": recipe.optimizer}
         self._learned = torch.ones((), device=world.device)
 
@@ -201,10 +200,6 @@ class UnderstandingTask:
     def blocks(self, part: str) -> tuple[nn.Module, ...]:
         """Return the language model's layers."""
         return outer_blocks(self.model.language_model)
-
-    def averaged(self) -> str:
-        """Return the name of the model."""
-        return "model"
 
     def batches(self, start: int, world: World) -> Iterator[Batch]:
         """Yield this process's share of each step's conversations."""
@@ -271,12 +266,6 @@ class UnderstandingTask:
         labels = F.pad(labels, wide, value=prompts.IGNORED)
         return {"input_ids": ids, "attention_mask": mask}, labels, black
 
-    def after_step(
-        self, optimizers: dict[str, torch.optim.Optimizer], moment: Moment
-    ) -> dict[str, float]:
-        """Nothing is without a gradient."""
-        return {}
-
     @torch.no_grad()
     def judge(self, log: Log, moment: Moment) -> dict[str, float]:
         """Read the held-out conversations, every process all of them.
@@ -329,27 +318,13 @@ class UnderstandingTask:
 
 
 def train_understanding(
-    recipe: UnderstandingRecipe,
-    folder: Path,
-    *,
-    resume: bool = False,
-    device: str = "cpu",
-    bar: bool | None = None,
+    recipe: UnderstandingRecipe, folder: Path, **how: Any
 ) -> dict[str, Any]:
     """Train an understanding model and write it to `folder`/model.
 
-    One process, or one of those that torchrun started. Arguments, result and errors
-    are those of `tokenizer.train_tokenizer`.
+    Arguments, result and errors are those of `loop.train`.
     """
-    with join(device) as world:
-        return fit(
-            lambda say: UnderstandingTask(recipe, world, say),
-            recipe,
-            folder,
-            world=world,
-            resume=resume,
-            bar=bar,
-        )
+    return train(UnderstandingTask, recipe, folder, **how)
 
 
 def build_model(
