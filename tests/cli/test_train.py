@@ -113,3 +113,24 @@ def test_pictures_without_captions_make_no_teacher(run, tmp_path, emoji_font):
     words = ("train", "teacher", "--set", "data.source=glyphs", "--out", tmp_path / "r")
     code, _, err = run(*words)
     assert code == 2 and "glyphs has none" in err
+
+
+@pytest.mark.parametrize(
+    "task", ["tokenizer", "teacher", "generation", "detector", "understanding"]
+)
+def test_a_run_without_a_folder_goes_where_the_help_says(
+    run, tmp_path, monkeypatch, task
+):
+    def train(recipe, folder, *, resume, device):
+        return {"recipe": recipe.task, "at": str(folder), "resume": resume}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"tokenflow.training.{task}.train_{task}", train)
+    name = "scenes" if task == "detector" else "mini"
+    folder = f"{task}-" * (task != "tokenizer")
+    told = " ".join(run("train", task, "--help").out.split())
+    assert f"runs/{folder}RECIPE if not given" in told
+    code, out, _ = run("train", task, name, "--json")
+    model = f"runs/{folder}{name}/model"
+    found = {"recipe": task, "at": f"runs/{folder}{name}", "resume": False}
+    assert code == 0 and json.loads(out) == {"model": model, **found}

@@ -4,7 +4,7 @@ On several devices or machines: `torchrun --nproc-per-node 8 -m tokenflow train 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +17,6 @@ app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
 Recipe = Annotated[
     str, typer.Argument(help="A recipe that ships, such as mini, or a YAML file.")
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Folder of the run; runs/RECIPE if not given."),
-]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a field: --set run.batch=32. Repeatable."),
@@ -32,116 +28,98 @@ Resume = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
+Job = tuple[type, Callable[..., dict[str, Any]]]  # a recipe, what trains with it
 
 
-@app.command()
-def tokenizer(
-    recipe: Recipe = "mini",
-    out: Out = None,
-    changes: Set = None,
-    resume: Resume = "no",
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
+def _out(prefix: str) -> Any:
+    text = f"Folder of the run; runs/{prefix}RECIPE if not given."
+    return typer.Option("--out", "-o", help=text)
+
+
+def _folder(out: Path | None, prefix: str, recipe: str) -> Path:
+    return out or Path("runs") / f"{prefix}{Path(recipe).stem}"
+
+
+def _command(shipped: str, prefix: str) -> Callable[[Callable[[], Job]], None]:
+    """Make a command of a function that says what it trains.
+
+    Args:
+        shipped: The recipe that is taken when none is named.
+        prefix: Of the run's folder, before the recipe's name, when none is given.
+    """
+
+    def add(job: Callable[[], Job]) -> None:
+        @app.command(job.__name__, help=job.__doc__)
+        def train(
+            recipe: Recipe = shipped,
+            out: Annotated[Path | None, _out(prefix)] = None,
+            changes: Set = None,
+            resume: Resume = "no",
+            device: Device = "cpu",
+            as_json: Json = False,
+        ) -> None:
+            folder = _folder(out, prefix, recipe)
+            _train(*job(), recipe, folder, changes or (), resume, device, as_json)
+
+    return add
+
+
+@_command("mini", "")
+def tokenizer() -> Job:
     """Train a tokenizer; the model is written to OUT/model.
 
     A run that is resumed keeps the recipe it began with, but for what --set changes.
     """
     from tokenflow.training.tokenizer import TokenizerRecipe, train_tokenizer
 
-    job = TokenizerRecipe, train_tokenizer
-    _train(*job, recipe, out, changes or (), resume, device, as_json)
+    return TokenizerRecipe, train_tokenizer
 
 
-@app.command()
-def teacher(
-    recipe: Recipe = "mini",
-    out: Out = None,
-    changes: Set = None,
-    resume: Resume = "no",
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
+@_command("mini", "teacher-")
+def teacher() -> Job:
     """Train a teacher on pictures with captions; it is written to OUT/model.
 
-    OUT is runs/teacher-RECIPE if not given. A tokenizer learns from it with --set
-    teacher.source=OUT/model.
+    A tokenizer learns from it with --set teacher.source=OUT/model.
     """
     from tokenflow.training.teacher import TeacherRecipe, train_teacher
 
-    out = out or Path("runs") / f"teacher-{Path(recipe).stem}"
-    job = TeacherRecipe, train_teacher
-    _train(*job, recipe, out, changes or (), resume, device, as_json)
+    return TeacherRecipe, train_teacher
 
 
-@app.command()
-def generation(
-    recipe: Recipe = "mini",
-    out: Out = None,
-    changes: Set = None,
-    resume: Resume = "no",
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Train a model that draws what words say; it is written to OUT/model.
-
-    OUT is runs/generation-RECIPE if not given.
-    """
+@_command("mini", "generation-")
+def generation() -> Job:
+    """Train a model that draws what words say; it is written to OUT/model."""
     from tokenflow.training.generation import GenerationRecipe, train_generation
 
-    out = out or Path("runs") / f"generation-{Path(recipe).stem}"
-    job = GenerationRecipe, train_generation
-    _train(*job, recipe, out, changes or (), resume, device, as_json)
+    return GenerationRecipe, train_generation
 
 
-@app.command()
-def detector(
-    recipe: Recipe = "scenes",
-    out: Out = None,
-    changes: Set = None,
-    resume: Resume = "no",
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Train the judge of `tokenflow evaluate generation`; it is written to OUT/model.
-
-    OUT is runs/detector-RECIPE if not given.
-    """
+@_command("scenes", "detector-")
+def detector() -> Job:
+    """Train the judge of `tokenflow evaluate generation`, written to OUT/model."""
     from tokenflow.training.detector import DetectorRecipe, train_detector
 
-    out = out or Path("runs") / f"detector-{Path(recipe).stem}"
-    job = DetectorRecipe, train_detector
-    _train(*job, recipe, out, changes or (), resume, device, as_json)
+    return DetectorRecipe, train_detector
 
 
-@app.command()
-def understanding(
-    recipe: Recipe = "mini",
-    out: Out = None,
-    changes: Set = None,
-    resume: Resume = "no",
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
+@_command("mini", "understanding-")
+def understanding() -> Job:
     """Teach a language model to read the tokens of pictures; see OUT/model.
 
-    OUT is runs/understanding-RECIPE if not given. Stage 2 goes on from stage 1 with
-    --set model.init=OUT/model.
+    Stage 2 goes on from stage 1 with --set model.init=OUT/model.
     """
     from tokenflow.training.understanding import (
         UnderstandingRecipe,
         train_understanding,
     )
 
-    out = out or Path("runs") / f"understanding-{Path(recipe).stem}"
-    job = UnderstandingRecipe, train_understanding
-    _train(*job, recipe, out, changes or (), resume, device, as_json)
+    return UnderstandingRecipe, train_understanding
 
 
 @app.command()
 def ablation(
     recipe: Recipe = "scenes",
-    out: Out = None,
+    out: Annotated[Path | None, _out("ablation-")] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Such as 0,1; those of the recipe if not given.")
     ] = None,
@@ -165,9 +143,8 @@ def ablation(
 ) -> None:
     """Train variants of a tokenizer, judge and compare them; see docs/ablation.md.
 
-    Scores are written to OUT/ablation.json, as a table to OUT/ablation.md (OUT is
-    runs/ablation-RECIPE if not given). Finished runs in OUT are kept, interrupted ones
-    go on.
+    Scores are written to OUT/ablation.json, as a table to OUT/ablation.md. Finished
+    runs in OUT are kept, interrupted ones go on.
     """
     import dataclasses
 
@@ -175,7 +152,7 @@ def ablation(
     from tokenflow.training import ablation as task
     from tokenflow.training import ablation_table, config
 
-    folder = out or Path("runs") / f"ablation-{Path(recipe).stem}"
+    folder = _folder(out, "ablation-", recipe)
     try:
         chosen = config.load(task.AblationRecipe, recipe, changes or ())
         if seeds is not None:
@@ -211,9 +188,9 @@ def ablation(
 
 def _train(
     kind: type,
-    train: Any,
+    train: Callable[..., dict[str, Any]],
     name: str,
-    out: Path | None,
+    folder: Path,
     changes: Sequence[str],
     resume: str,
     device: str,
@@ -223,7 +200,6 @@ def _train(
     from tokenflow.training import config
     from tokenflow.training.state import CURRENT
 
-    folder = out or Path("runs") / Path(name).stem
     first = not int(os.environ.get("RANK", 0))  # torchrun's others say nothing
     if resume not in ("no", "auto", "must"):
         raise typer.BadParameter(f"--resume must be no, auto or must, got {resume}")
