@@ -1,7 +1,8 @@
 // silu(v) = v / (1 + e⁻ᵛ) for vectors of float32, within 2⁻²¹ of the value; below −86,
-// where it is smaller than 1e-34, e⁻ᵛ is held. NaN stays NaN. Several vectors go
-// through side by side, because one alone is a long chain that waits for itself. For
-// files compiled once per instruction set, as simd.h.
+// where it is smaller than 1e-34, e⁻ᵛ is held. NaN stays NaN. And what its gradient
+// makes of another one. Several vectors go through side by side, because one alone is a
+// long chain that waits for itself. For files compiled once per instruction set, as
+// simd.h.
 #pragma once
 
 #include "common/simd.h"
@@ -15,7 +16,7 @@ namespace simd {
 // e⁻ᵛ = 2ⁿ · 2ʳ with n in sixteenths, whose fraction is looked up, and |r| ≤ 1/32,
 // where three terms are enough; the reciprocal is refined once from 14 bits.
 template <int N>
-inline void silu(VecF (&v)[N]) {
+inline void one_plus_exp_minus(const VecF (&v)[N], VecF (&sum)[N]) {
   alignas(64) static constexpr float kSixteenths[16] = {
       1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
       1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
@@ -42,8 +43,7 @@ inline void silu(VecF (&v)[N]) {
   TFX_EACH p[i] = _mm512_fmadd_ps(p[i], r[i], one);
   TFX_EACH e[i] = _mm512_mul_ps(p[i], e[i]);
   TFX_EACH e[i] = _mm512_scalef_ps(e[i], n[i]);
-  TFX_EACH e[i] = _mm512_add_ps(e[i], one);
-  TFX_EACH v[i] /= (VecF)e[i];
+  TFX_EACH sum[i] = (VecF)_mm512_add_ps(e[i], one);
 #undef TFX_EACH
 }
 
@@ -51,7 +51,7 @@ inline void silu(VecF (&v)[N]) {
 
 // e⁻ᵛ = 2ⁿ times a polynomial of degree 6 on |r| ≤ ln 2 / 2.
 template <int N>
-inline void silu(VecF (&v)[N]) {
+inline void one_plus_exp_minus(const VecF (&v)[N], VecF (&sum)[N]) {
   const VecF low = broadcast(-86.0f), high = broadcast(86.0f);
   for (int i = 0; i < N; ++i) {
     VecF x = v[i] < high ? v[i] : high;  // NaN becomes 86; it stays in the numerator
@@ -69,11 +69,32 @@ inline void silu(VecF (&v)[N]) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     const VecI32 power = ((VecI32)shifted + 127) << 23;
-    v[i] /= p * (VecF)power + 1.0f;
+    sum[i] = p * (VecF)power + 1.0f;
   }
 }
 
 #endif
+
+template <int N>
+inline void silu(VecF (&v)[N]) {
+  VecF sum[N];
+  one_plus_exp_minus(v, sum);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) v[i] /= sum[i];
+}
+
+// gradient ← gradient · silu′(v), with silu′(v) = s · (1 + v · (1 − s)), s = 1 / (1 +
+// e⁻ᵛ).
+template <int N>
+inline void silu_backward(const VecF (&v)[N], VecF (&gradient)[N]) {
+  VecF sum[N];
+  one_plus_exp_minus(v, sum);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    const VecF s = 1.0f / sum[i];
+    gradient[i] *= s * (1.0f + v[i] * (1.0f - s));
+  }
+}
 
 }  // namespace simd
 }  // namespace

@@ -311,13 +311,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_norm_weight = grad_norm_bias = None
     if normed and into_x:
         grad_x, grad_norm_weight, grad_norm_bias = norms.gradients(
-            x,
-            norm_weight,
-            norm_bias,
-            ctx.num_groups,
-            ctx.eps,
-            grad_x,
-            [needs[0], needs[3], needs[4]],
+            x, norm_weight, norm_bias, ctx.num_groups, ctx.eps, grad_x
         )
     grad_bias = grad.sum(dim=(0, 2, 3)) if ctx.has_bias and needs[2] else None
     return (

@@ -152,31 +152,9 @@ _group_norm_silu_out = _library.define(
 )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.num_groups, ctx.eps = inputs
-    ctx.save_for_backward(x, weight, bias)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad[:3])
-    grads = gradients(x, weight, bias, ctx.num_groups, ctx.eps, grad, mask)
-    return (*grads, None, None)
-
-
-def gradients(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    num_groups: int,
-    eps: float,
-    grad: Tensor,
-    mask: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight and bias, where `mask` asks for them.
-
-    Norm and gradient are float32; the normalised map is made again, not kept.
-    """
+def _backward_fallback(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels = x.shape[:2]
     wide = x.float().contiguous()
     sizes = (batch, channels, wide[:1, :1].numel(), num_groups)
@@ -185,14 +163,65 @@ def gradients(
         wide, weight.float(), bias.float(), *sizes, eps
     )
     grad = aten.silu_backward(grad.float().contiguous(), normed)
-    grad_x, grad_weight, grad_bias = aten.native_group_norm_backward(
-        grad, wide, mean, rstd, weight.float(), *sizes, mask
+    x_grad, weight_grad, bias_grad = aten.native_group_norm_backward(
+        grad, wide, mean, rstd, weight.float(), *sizes, [True, True, True]
     )
+    layout = _layout.memory_format(x)
+    return x_grad.to(x.dtype).contiguous(memory_format=layout), weight_grad, bias_grad
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        None if grad_x is None else grad_x.to(x.dtype),
-        None if grad_weight is None else grad_weight.to(weight.dtype),
-        None if grad_bias is None else grad_bias.to(bias.dtype),
+        torch.empty_like(x, memory_format=_layout.memory_format(x)),
+        weight.new_empty(weight.shape, dtype=torch.float32),
+        bias.new_empty(bias.shape, dtype=torch.float32),
     )
+
+
+_group_norm_silu_backward = _library.define(
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias,"
+    " SymInt num_groups, float eps) -> (Tensor, Tensor, Tensor)",
+    fallback=_backward_fallback,
+    fake=_backward_fake,
+    has_kernels=False,
+)
+
+
+def _no_second_gradient(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "group_norm_silu: the gradient has no gradient of its own; with float64, "
+        "which the reference reads, it has"
+    )
+
+
+def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+_library.autograd(_group_norm_silu_backward, _no_second_gradient, _nothing_saved)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.num_groups, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*gradients(*ctx.saved_tensors, ctx.num_groups, ctx.eps, grad), None, None)
+
+
+def gradients(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias, in their dtypes, from that of the result.
+
+    All arithmetic is float32 or wider; the normalised map is made again, not kept.
+    """
+    grad = grad.to(x.dtype).contiguous(memory_format=_layout.memory_format(x))
+    found = _group_norm_silu_backward(grad, x, weight, bias, num_groups, eps)
+    return found[0], found[1].to(weight.dtype), found[2].to(bias.dtype)
 
 
 _library.autograd(_group_norm_silu, _backward, _setup)

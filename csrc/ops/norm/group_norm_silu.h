@@ -42,6 +42,9 @@ void group_norm_silu_cuda(const GroupNormSilu& op, void* workspace, int device,
 
 // Contiguous: the whole work for group `item` = b · groups + g.
 TFX_DECLARE_SIMD(void norm_group(const GroupNormSilu& op, int64_t item))
+// Contiguous: Σ x and Σ x² of that group.
+TFX_DECLARE_SIMD(void norm_group_sums(const GroupNormSilu& op, int64_t item,
+                                      double* sums))
 // channels_last: Σ x and Σ x² of a piece into sums[2][piece.channels]; pivot is scratch
 // of as many floats as it has channels.
 TFX_DECLARE_SIMD(void norm_sums(const GroupNormSilu& op, const NormPiece& piece,

@@ -228,6 +228,16 @@ void norm_group(const GroupNormSilu& op, int64_t item) {
   });
 }
 
+void norm_group_sums(const GroupNormSilu& op, int64_t item, double* sums) {
+  with_element(op.element, [&](auto* type) {
+    const int64_t count = op.channels / op.groups * op.area;
+    auto* x = static_cast<decltype(type)>(const_cast<void*>(op.x)) + item * count;
+    const Sums found = sums_of(x, count);
+    sums[0] = found.sum;
+    sums[1] = found.squares;
+  });
+}
+
 void norm_sums(const GroupNormSilu& op, const NormPiece& piece, double* sums,
                float* pivot) {
   with_element(op.element, [&](auto* type) {
