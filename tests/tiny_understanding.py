@@ -71,6 +71,22 @@ def eyes(**changes):
     return TokenFlowTokenizer(TokenFlowConfig(**{**TOKENIZER, **changes})).eval()
 
 
+def teacher_folder(folder, image_size=32):
+    """A teacher as `tokenflow train teacher` writes one; returns its folder."""
+    from tokenflow.tokenizer.contrastive import ImageTextModel, Vocabulary
+
+    torch.manual_seed(2)
+    encoder = {"kind": "clip", "width": 32, "layers": 1, "heads": 2, "patch": 8}
+    ImageTextModel(
+        {**encoder, "image_size": image_size},
+        Vocabulary.learn(["a red car"], 260),
+        image_size,
+        width=20,
+        text={"width": 16, "layers": 1, "heads": 2, "length": 12},
+    ).save_pretrained(folder)
+    return folder
+
+
 def speaker(family="qwen2", **changes):
     """A causal language model; its words have some weight, so answers vary."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -16,7 +16,12 @@ from safetensors.torch import load_file, save_file
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer
 from tokenflow.tokenizer.contrastive import ImageTextModel, Vocabulary
 from tokenflow.tokenizer.semantic import ClipEncoder
-from tokenflow.tokenizer.teachers import Teacher, load_teacher, start_from_teacher
+from tokenflow.tokenizer.teachers import (
+    Teacher,
+    load_teacher,
+    new_teacher,
+    start_from_teacher,
+)
 from tokenflow.tokenizer.transformer import (
     CLIP_MEAN,
     CLIP_STD,
@@ -209,6 +214,7 @@ def test_vitamin_is_the_recorded_one(prefix, golden, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(arguments))
     teacher = load_teacher(tmp_path)
     assert (teacher.kind, teacher.width) == ("vitamin", 32)
+    equal_one(teacher)
     scaling, x = teacher.encoder.scaling, golden("scaling_layers")
     torch.testing.assert_close(scaling(x["in/x"]), x["out/clip"])
     teacher.encoder.scaling = torch.nn.Identity()  # recorded without it
@@ -245,6 +251,22 @@ def test_a_trained_teacher_says_its_patches(tmp_path):
         found = teacher(pictures(32))
         unit = torch.nn.functional.normalize(found, dim=-1)
         close(unit, model.encode_images(pictures(32))[1])
+
+
+def equal_one(teacher):
+    """Another teacher, made of plain values and weights alone."""
+    made = new_teacher(json.loads(json.dumps(teacher.options)))
+    made.load_state_dict(teacher.state_dict())
+    assert (made.kind, made.width) == (teacher.kind, teacher.width)
+    return made
+
+
+def test_values_and_weights_are_all_that_a_teacher_is(clip, siglip, tmp_path):
+    contrastive(tmp_path)
+    for folder in (clip[0], siglip[0], tmp_path):
+        teacher = load_teacher(folder)
+        other = equal_one(teacher)
+        assert torch.equal(other(pictures(32)), teacher(pictures(32)))
 
 
 def test_a_teacher_is_frozen_whatever_is_asked_of_it(clip):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_understanding import eyes, speaker, words
+from safetensors.torch import load_file
+from tiny_understanding import eyes, speaker, teacher_folder, words
 
 from tokenflow import TokenFlowForUnderstanding
 from tokenflow.data.errors import BrokenPicture
@@ -17,9 +18,11 @@ from tokenflow.training.task import Moment
 from tokenflow.training.understanding import (
     UnderstandingRecipe,
     UnderstandingTask,
+    build_model,
     train_understanding,
 )
 from tokenflow.training.world import World
+from tokenflow.understanding import model as model_file
 from tokenflow.understanding.processing import TokenFlowProcessor
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
@@ -298,6 +301,60 @@ def test_pixels_alone_never_hear_the_semantic_half(home, tmp_path):
     assert (weight[:, :half] == 0).all() and (weight[:, half:] != 0).any()
 
 
+def test_a_teacher_is_read_saved_and_gone_on_with(home, tmp_path):
+    taught = {"inputs": "teacher", "teacher": str(teacher_folder(tmp_path / "t"))}
+    first = recipe(home, train="projector", model={**taught, "template": "plain"})
+    train_understanding(first, tmp_path / "one", bar=False)
+    taught["init"] = str(tmp_path / "one" / "model")
+    second = recipe(home, model=taught, saved="float32")
+    facts = train_understanding(second, tmp_path / "two", bar=False)
+    made = TokenFlowForUnderstanding.from_pretrained(tmp_path / "two" / "model")
+    assert made.tokenizer is None and made.config.image_tokens == 16
+    red = Image.new("RGB", (32, 32), COLOURS["red"])
+    seen = made.processor(red, "<image>")["pixel_values"]
+    before = load_file(tmp_path / "t" / "model.safetensors")
+    weights = {k.removeprefix("image_"): v for k, v in before.items()}
+    for name, value in made.teacher.encoder.state_dict().items():
+        assert torch.equal(value, weights[f"encoder.{name}"])
+    assert made.image_features(seen).shape == (1, 16, 32)
+    # what was judged in training is what comes back
+    again = UnderstandingTask(
+        recipe(home, model={**taught, "init": str(tmp_path / "two" / "model")}),
+        World(),
+    )
+    scores = again.judge(None, moment())
+    assert scores["heldout_loss"] == pytest.approx(facts["heldout_loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="must be a model of inputs 'last'"):
+        build_model(recipe(home, model={"init": str(tmp_path / "one" / "model")}))
+
+
+@pytest.mark.parametrize(
+    ("saved", "precision", "dtype"),
+    [
+        ("auto", "float32", torch.float16),
+        ("auto", "bfloat16", torch.bfloat16),
+        ("float32", "bfloat16", torch.float32),
+    ],
+)
+def test_weights_are_saved_in_the_dtype_asked_for(
+    home, tmp_path, monkeypatch, saved, precision, dtype
+):
+    monkeypatch.setattr(model_file, "SHARD", "20KB")
+    run = {"steps": 1, "precision": precision}
+    train_understanding(recipe(home, saved=saved, run=run), tmp_path, bar=False)
+    files = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert len(files) > 2  # shards
+    weights = {k: v for file in files for k, v in load_file(file).items()}
+    for name, value in weights.items():
+        if value.is_floating_point():
+            wanted = torch.float32 if name.startswith("tokenizer.") else dtype
+            assert value.dtype == wanted, name
+    read = TokenFlowForUnderstanding.from_pretrained(tmp_path / "model", dtype="auto")
+    assert read.dtype == dtype == read.projector[0].weight.dtype
+    for name, value in read.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
 def test_what_is_compared_is_checked():
     for changes, complaint in (
         ({"inputs": "sound"}, "model.inputs must be one of"),
@@ -309,6 +366,8 @@ def test_what_is_compared_is_checked():
         values = {"model": changes, "run": {"steps": 1}}
         with pytest.raises(ValueError, match=complaint):
             recipes.build(UnderstandingRecipe, values)
+    with pytest.raises(ValueError, match="saved must be one of .* got 'int8'"):
+        recipes.build(UnderstandingRecipe, {"saved": "int8", "run": {"steps": 1}})
     with pytest.raises(ValueError, match="data.group must be at least 1"):
         DialogueConfig(group=0)
 

@@ -51,7 +51,7 @@ def evaluate_scenes(
     for name, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"evaluate: {name} must be at least 1, got {value}")
-    size = model.config.tokenizer_config.image_size
+    size = model.config.image_size
     source = SceneQuestions(count, split, size=size, seed=SEED)
     said: list[tuple[str, str, str, str]] = []  # kind, truth, answer, blind answer
     parts = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]

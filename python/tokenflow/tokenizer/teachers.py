@@ -9,6 +9,7 @@ Source: TokenFlow, arXiv:2412.03069, section 3 and table 5.
 """
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class Teacher(nn.Module):
         width: Features the head gives; None where there is no head.
         scaling: Pictures in [-1, 1] → what the encoder takes; None where the encoder
             does that itself.
+        options: What `new_teacher` makes an equal one of; None where that is unknown.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Teacher(nn.Module):
         head: nn.Module | None = None,
         width: int | None = None,
         scaling: nn.Module | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.options = kind, options
         self.scaling = scaling or nn.Identity()
         self.encoder = encoder
         self.head = head or nn.Identity()
@@ -123,8 +126,13 @@ def load_teacher(
         return _contrastive(files)
     tower = towers.read(files, kind)
     encoder = _encoder(tower, files.source)
+    options = {
+        "kind": tower.kind,
+        "encoder": {"kind": tower.kind, **tower.arguments},
+        "head": None,
+    }
     if tower.kind != "clip":
-        return Teacher(tower.kind, encoder)
+        return Teacher(tower.kind, encoder, options=options)
     if tower.projection is None:
         raise ValueError(
             f"load_teacher: {source} must hold CLIP's visual projection "
@@ -138,7 +146,30 @@ def load_teacher(
         )
     head = nn.Linear(width, out, bias=False)
     head.weight = nn.Parameter(tower.projection.contiguous())
-    return Teacher("clip", encoder, head, out, InputScaling(CLIP_MEAN, CLIP_STD))
+    options["head"] = {"width": out, "bias": False}
+    scaling = InputScaling(CLIP_MEAN, CLIP_STD)
+    return Teacher("clip", encoder, head, out, scaling, options)
+
+
+def new_teacher(options: dict[str, Any]) -> Teacher:
+    """Make a teacher with weights of its own, to be filled with another's.
+
+    Args:
+        options: `Teacher.options` of that other, plain values: "kind"; "encoder", its
+            kind and arguments; "head", its "width" and "bias", or None.
+
+    Raises:
+        KeyError: Options or a kind are not there.
+    """
+    arguments = dict(options["encoder"])
+    encoder = SEMANTIC_ENCODERS[arguments.pop("kind")](**arguments)
+    head, width = options["head"], None
+    if head is not None:
+        width = head["width"]
+        head = nn.Linear(encoder.width, width, bias=head["bias"])
+    kind = options["kind"]
+    scaling = InputScaling(CLIP_MEAN, CLIP_STD) if kind == "clip" else None
+    return Teacher(kind, encoder, head, width, scaling, options)
 
 
 def _encoder(tower: towers.Tower, source: str) -> nn.Module:
@@ -166,7 +197,18 @@ def _contrastive(files: model_files.Files) -> Teacher:
     from tokenflow.tokenizer.contrastive import ImageTextModel
 
     model = ImageTextModel.from_pretrained(files.folder)
-    return Teacher("contrastive", model.image_encoder, model.patch_head, model.width)
+    options = {
+        "kind": "contrastive",
+        "encoder": model.encoder_options,
+        "head": {"width": model.width, "bias": True},
+    }
+    return Teacher(
+        "contrastive",
+        model.image_encoder,
+        model.patch_head,
+        model.width,
+        options=options,
+    )
 
 
 def start_from_teacher(model: nn.Module, teacher: Teacher) -> None:

@@ -97,10 +97,13 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
     Every process must call it.
     """
-    return {
-        name: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for name, value in module.state_dict().items()
-    }
+    return dict(whole_weights(module))
+
+
+def whole_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same one by one, for what does not fit on a device whole."""
+    for name, value in module.state_dict().items():
+        yield name, value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def recompute(blocks: tuple[nn.Module, ...]) -> None:

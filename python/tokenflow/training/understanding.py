@@ -21,6 +21,7 @@ from tokenflow._language import AutoModelForCausalLM, AutoTokenizer
 from tokenflow._transformers import AutoConfig
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.tokenizer.model import STRATEGIES, TokenFlowTokenizer
+from tokenflow.tokenizer.teachers import load_teacher
 from tokenflow.training.dialogues import (
     DialogueConfig,
     DialogueStream,
@@ -30,18 +31,19 @@ from tokenflow.training.dialogues import (
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
-from tokenflow.training.parallel import whole_state
+from tokenflow.training.parallel import whole_weights
 from tokenflow.training.run import RunConfig
 from tokenflow.training.small_words import MARKS, learn_words
 from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.tokenizer import as_input, outer_blocks
 from tokenflow.training.world import World
 from tokenflow.understanding import prompts
-from tokenflow.understanding.model import TokenFlowForUnderstanding
-from tokenflow.understanding.projector import Projector
+from tokenflow.understanding.config import CONTINUOUS
+from tokenflow.understanding.model import TokenFlowForUnderstanding, written
 
 INPUTS = (*STRATEGIES, "pixel", "teacher", "none")
 TRAINED = ("projector", "all")
+SAVED = ("auto", "float32", "bfloat16", "float16")
 JUDGED = 32  # held-out conversations at a time
 LEARNED_FROM = 2000  # conversations that a small vocabulary is learned from
 
@@ -58,9 +60,9 @@ class UnderstandingConfig:
         vocabulary: Words of a new one, learned from the conversations.
         inputs: What is read of a picture. "last", "semantic", "all", "residual": see
             `understanding_features`. "pixel": "last" with the semantic half always 0.
-            "teacher": the continuous features of `teacher`. "none": nothing, to see
-            what the questions alone tell. The last two are judged in their run, to be
-            compared; with "teacher" no model is written.
+            "teacher": the continuous features of `teacher` on pictures of the
+            tokenizer's size, and no tokens. "none": nothing, to see what the questions
+            alone tell; such a model is to be asked without pictures.
         teacher: See `load_teacher`.
         template: Of conversations, see `prompts.TEMPLATES`.
         resize: How pictures become square: "pad", "squash" or "crop".
@@ -108,47 +110,45 @@ class UnderstandingRecipe:
 
     Args:
         train: "projector" (stage 1) or "all": projector and language model (stage 2).
+        saved: Dtype of the written projector and language model: "float32",
+            "bfloat16", "float16"; "auto" is bfloat16 after training in bfloat16, and
+            float16 otherwise.
         model: What it is put together from.
         data: Conversations.
         optimizer: Of what is trained.
         run: For how long, in what steps.
 
     Raises:
-        ValueError: `train` is neither, or parts contradict each other.
+        ValueError: `train` or `saved` is none of these, or parts contradict each other.
     """
 
     task: ClassVar[str] = "understanding"
 
     train: str = "all"
+    saved: str = "auto"
     model: UnderstandingConfig = field(default_factory=UnderstandingConfig)
     data: DialogueConfig = field(default_factory=DialogueConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:  # noqa: D105
-        if self.train not in TRAINED:
-            raise ValueError(
-                f"train: train must be one of {list(TRAINED)}, got {self.train!r}"
-            )
+        for name, allowed in (("train", TRAINED), ("saved", SAVED)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"train: {name} must be one of {list(allowed)}, "
+                    f"got {getattr(self, name)!r}"
+                )
         if self.model.inputs == "none" and self.train == "projector":
             raise ValueError('train: train must be all with inputs "none"')
         if self.model.inputs == "pixel" and self.run.parallel == "fsdp":
             raise ValueError('train: run.parallel must be ddp with inputs "pixel"')
 
-
-class TaughtForUnderstanding(TokenFlowForUnderstanding):
-    """A language model that reads a teacher's continuous features, to compare with."""
-
-    teacher: nn.Module
-
-    def image_features(
-        self, pixel_values: Tensor | None = None, indices: Tensor | None = None
-    ) -> Tensor:
-        """Return what the language model reads of pictures: [n, T, width]."""
-        assert pixel_values is not None and indices is None
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            seen = self.teacher(pixel_values)
-        return self.projector(seen.to(self.projector[0].weight.dtype))
+    @property
+    def dtype(self) -> str:
+        """What `saved` means."""
+        if self.saved != "auto":
+            return self.saved
+        return "bfloat16" if self.run.precision == "bfloat16" else "float16"
 
 
 class UnderstandingTask(Task):
@@ -172,7 +172,7 @@ class UnderstandingTask(Task):
     ) -> None:
         self.recipe, self.world = recipe, world
         self.model = build_model(recipe, say)
-        size = self.model.tokenizer.config.image_size
+        size = self.model.config.image_size
         self.source, self.heldout = open_sources(recipe.data, size, recipe.run.seed)
         broken = getattr(getattr(self.source, "source", self.source), "broken", [])
         if broken:
@@ -194,8 +194,8 @@ class UnderstandingTask(Task):
         self._learned = torch.ones((), device=world.device)
 
     def whole(self, part: str) -> tuple[nn.Parameter, ...]:
-        """Return the parameters of the frozen tokenizer."""
-        return tuple(self.model.tokenizer.parameters())
+        """Return the parameters of what looks at pictures, which is frozen."""
+        return tuple(self.model.eye.parameters())
 
     def blocks(self, part: str) -> tuple[nn.Module, ...]:
         """Return the language model's layers."""
@@ -307,13 +307,15 @@ class UnderstandingTask(Task):
         return {"heldout_loss": total / max(1, words), **shares}
 
     def finish(self, folder: Path, world: World) -> None:
-        """Write RUN/model, all but the tokenizer in float16; none of "teacher"."""
-        weights = whole_state(self.model)
-        if world.first and self.recipe.model.inputs != "teacher":
-            for name, value in weights.items():
-                if value.is_floating_point() and not name.startswith("tokenizer."):
-                    weights[name] = value.half()
-            self.model.save_pretrained(folder / "model", state_dict=weights)
+        """Write RUN/model, what looks at pictures in float32, the rest as `saved`."""
+        dtype = getattr(torch, self.recipe.dtype)
+        weights = {}
+        for name, value in whole_weights(self.model):  # never all on one device
+            if world.first:
+                weights[name] = written(name, value, dtype).cpu()
+        if world.first:
+            place = folder / "model"
+            self.model.save_pretrained(place, state_dict=weights, dtype=dtype)
         world.wait()
 
 
@@ -338,11 +340,12 @@ def build_model(
     """
     config = recipe.model
     strategy = config.inputs if config.inputs in STRATEGIES else "last"
+    taught = config.inputs == "teacher"
     if config.init:
         model = TokenFlowForUnderstanding.from_pretrained(
             config.init, dtype=torch.float32
         )
-        if model.config.strategy != strategy or config.inputs == "teacher":
+        if model.config.strategy != (CONTINUOUS if taught else strategy):
             raise ValueError(
                 f"train: model.init must be a model of inputs {config.inputs!r}, "
                 f"{config.init} reads {model.config.strategy!r}"
@@ -362,26 +365,15 @@ def build_model(
             words = learn_words(_texts(recipe), config.vocabulary)
             say(f"vocabulary: {len(words)} words")
             speaker = _new_speaker(config, words)
-        kind = TokenFlowForUnderstanding
-        if config.inputs == "teacher":
-            kind = TaughtForUnderstanding
-        made = kind.from_parts(
-            eyes,
+        return TokenFlowForUnderstanding.from_parts(
+            load_teacher(config.teacher) if taught else eyes,
             speaker,
             words,
             strategy=strategy,
             template=config.template,
             resize=config.resize,
+            image_size=eyes.config.image_size if taught else None,
         )
-        if config.inputs == "teacher":
-            from tokenflow.tokenizer.teachers import load_teacher
-
-            made.teacher = load_teacher(config.teacher)
-            side = eyes.config.image_size
-            height, width = made.teacher.grid(side, side)
-            made.processor.image_tokens = height * width
-            made.projector = Projector(made.teacher.width, speaker.config.hidden_size)
-    return made
 
 
 def _texts(recipe: UnderstandingRecipe) -> Iterator[str]:

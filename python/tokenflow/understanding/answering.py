@@ -74,9 +74,9 @@ def answer(
 
 
 def _device(model: "TokenFlowForUnderstanding") -> torch.device:
-    """Return where words go in; with embeddings offloaded, where the tokenizer is."""
+    """Return where words go in; with embeddings offloaded, where pictures do."""
     device = model.get_input_embeddings().weight.device
-    return model.tokenizer.device if device.type == "meta" else device
+    return model.eye.device if device.type == "meta" else device
 
 
 def _pieces(

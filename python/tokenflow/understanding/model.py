@@ -8,8 +8,6 @@ Source: TokenFlow, arXiv:2412.03069, section 3.3.
 
 import copy
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,58 +22,25 @@ from tokenflow._language import (
     GenerationMixin,
 )
 from tokenflow._transformers import PreTrainedModel, quiet, register
-from tokenflow.config import TokenFlowConfig
 from tokenflow.tokenizer.model import TokenFlowTokenizer
+from tokenflow.tokenizer.teachers import Teacher
 from tokenflow.understanding import answering, upstream
-from tokenflow.understanding.config import TokenFlowUnderstandingConfig
+from tokenflow.understanding.config import CONTINUOUS, TokenFlowUnderstandingConfig
 from tokenflow.understanding.processing import TokenFlowProcessor, positions
 from tokenflow.understanding.projector import Projector
+from tokenflow.understanding.sight import Sight, TeacherSight
 
 PICTURES = ("pixel_values", "indices")
-
-
-class Sight(TokenFlowTokenizer):
-    """The tokenizer inside a larger model: frozen, and float32 whatever that is.
-
-    So a picture has the same tokens in every model that reads it, which are those
-    that `tokenflow encode` writes.
-    """
-
-    def __init__(self, config: TokenFlowConfig) -> None:
-        with _float32():
-            super().__init__(config)
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "Sight":
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Sight":
-        def keep_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if not tensor.is_floating_point() or moved.dtype == tensor.dtype:
-                return moved
-            return tensor.to(moved.device)
-
-        return super()._apply(keep_float32, recurse)
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+SHARD = "5GB"  # of weights in one file
 
 
 class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
     """A causal language model that reads the tokens of pictures.
 
     Projector and language model run in the dtype asked for; the tokenizer is frozen
-    and always float32. `answer` speaks with people, `generate` and `forward` take what
-    `TokenFlowProcessor` makes. Source: arXiv:2412.03069, section 3.3.
+    and always float32; with `config.teacher_config` a teacher is in its place, whose
+    continuous features are read. `answer` speaks with people, `generate` and `forward`
+    take what `TokenFlowProcessor` makes. Source: arXiv:2412.03069, section 3.3.
 
     Args:
         config: Sizes of all parts.
@@ -86,8 +51,8 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _keep_in_fp32_modules_strict = {"tokenizer"}
-    _no_split_modules = ["Sight", "Projector"]
+    _keep_in_fp32_modules_strict = {"tokenizer", "teacher"}
+    _no_split_modules = ["Sight", "TeacherSight", "Projector"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_attention_backend = True
@@ -97,7 +62,11 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: TokenFlowUnderstandingConfig) -> None:
         super().__init__(config)
-        self.tokenizer = Sight(config.tokenizer_config)
+        self.tokenizer = self.teacher = None
+        if config.teacher_config is None:
+            self.tokenizer = Sight(config.tokenizer_config)
+        else:
+            self.teacher = TeacherSight(config.teacher_config)
         self.projector = Projector(config.feature_width, config.text_config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._processor: TokenFlowProcessor | None = None
@@ -109,6 +78,11 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
 
     # pictures among words
 
+    @property
+    def eye(self) -> Sight | TeacherSight:
+        """What looks at pictures: the tokenizer, or a teacher in its place."""
+        return self.teacher if self.tokenizer is None else self.tokenizer
+
     def image_features(
         self, pixel_values: Tensor | None = None, indices: Tensor | None = None
     ) -> Tensor:
@@ -119,7 +93,7 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
             indices: [n, L] int64, their tokens, instead.
 
         Raises:
-            ValueError: Both are given, or neither.
+            ValueError: Both are given, or neither, or indices to a teacher.
             RuntimeError: The tokenizer is not on a device (offloaded).
         """
         if (pixel_values is None) == (indices is None):
@@ -127,7 +101,12 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
                 "image_features: pixel_values or indices must be given, got "
                 f"{'neither' if indices is None else 'both'}"
             )
-        eye = self.tokenizer
+        if indices is not None and self.tokenizer is None:
+            raise ValueError(
+                "image_features: pixel_values must be given, this model reads a "
+                "teacher's continuous features and has no tokens; got indices"
+            )
+        eye = self.eye
         if eye.device.type == "meta":
             raise RuntimeError(
                 "image_features: the tokenizer must be on a device, it is offloaded; "
@@ -135,9 +114,11 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
             )
         source = pixel_values if indices is None else indices
         with torch.autocast(eye.device.type, enabled=False):
-            features = eye.understanding_features(
-                source.to(eye.device), self.config.strategy
-            )
+            source = source.to(eye.device)
+            if self.tokenizer is None:
+                features = eye(source)
+            else:
+                features = eye.understanding_features(source, self.config.strategy)
         weight = self.projector[0].weight
         where = features.device if weight.device.type == "meta" else weight.device
         return self.projector(features.to(where, weight.dtype))
@@ -259,22 +240,27 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         """Repeat rows for beams, and each row's pictures, however many, with it."""
         pictures = {name: kwargs.pop(name, None) for name in PICTURES}
         if expand_size > 1 and input_ids is not None:
-            if pictures["pixel_values"] is not None:  # tokenized once, not per beam
-                eye = self.tokenizer
-                made = eye.encode(pictures["pixel_values"].to(eye.device))
+            eye, seen = self.tokenizer, pictures["pixel_values"]
+            if seen is not None and eye is not None:  # tokenized once, not per beam
+                made = eye.encode(seen.to(eye.device))
                 pictures = {"pixel_values": None, "indices": made.indices}
-            if pictures["indices"] is not None:
-                places = (input_ids == self.config.image_token_id).sum(1)
-                counts = (places // self.config.image_tokens).tolist()
-                rows = pictures["indices"].split(counts)
-                rows = [row for row in rows for _ in range(expand_size)]
-                pictures["indices"] = torch.cat(rows)
+            places = (input_ids == self.config.image_token_id).sum(1)
+            counts = (places // self.config.image_tokens).tolist()
+            for name, value in pictures.items():
+                if value is not None:
+                    rows = [r for r in value.split(counts) for _ in range(expand_size)]
+                    pictures[name] = torch.cat(rows)
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
         return input_ids, {**kwargs, **pictures}
 
     # the parts, as transformers asks for them
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of projector and language model."""
+        return self.language_model.dtype
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the language model's table of words."""
@@ -334,35 +320,41 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_parts(
         cls,
-        tokenizer: TokenFlowTokenizer,
+        tokenizer: TokenFlowTokenizer | Teacher,
         language_model: PreTrainedModel,
         text_tokenizer: Any = None,
         *,
         strategy: str = "last",
         template: str = "qwen_2_5",
         resize: str = "pad",
+        image_size: int | None = None,
     ) -> "TokenFlowForUnderstanding":
         """Put a tokenizer and a language model together, with a new projector.
 
         The weights are shared with the parts, not copied.
 
         Args:
-            tokenizer: Of pictures.
+            tokenizer: Of pictures; or a teacher as `load_teacher` returns it, to read
+                its continuous features instead.
             language_model: Any causal language model of transformers.
             text_tokenizer: Of its words; without it `processor` is to be set later.
             strategy: See `TokenFlowUnderstandingConfig`.
             template, resize: See `TokenFlowProcessor`.
+            image_size: With a teacher: side of the pictures.
+
+        Raises:
+            ValueError: A teacher comes without image_size or of unknown options, or a
+                tokenizer with it.
         """
         config = TokenFlowUnderstandingConfig(
-            tokenizer_config=tokenizer.config,
             text_config=language_model.config,
-            strategy=strategy,
+            **_seeing(tokenizer, strategy, image_size),
         )
         processor = None
         if text_tokenizer is not None:
             processor = TokenFlowProcessor(
                 text_tokenizer,
-                tokenizer.config.image_size,
+                config.image_size,
                 config.image_tokens,
                 resize,
                 template,
@@ -374,8 +366,8 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         model.projector = Projector(*width).to(
             language_model.device, language_model.dtype
         )
-        model.tokenizer.load_state_dict(tokenizer.float().state_dict(), assign=True)
-        model.tokenizer.requires_grad_(False).eval()
+        model.eye.load_state_dict(tokenizer.float().state_dict(), assign=True)
+        model.eye.requires_grad_(False).eval()
         model.language_model = language_model
         model.generation_config = copy.deepcopy(language_model.generation_config)
         model.silence_pictures()
@@ -404,21 +396,61 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         return made
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         """Write config, safetensors and the processor, whole or not at all.
 
         Args:
             save_directory: Folder, made if it is not there.
-            args, kwargs: As in `PreTrainedModel.save_pretrained`.
+            args, kwargs: As in `PreTrainedModel.save_pretrained`; shards are of 5 GB
+                if `max_shard_size` says nothing else.
+            dtype: Of projector and language model in the files and in the config, from
+                where `from_pretrained(…, dtype="auto")` takes it; theirs when None.
         """
+        if dtype is not None:
+            state = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {k: written(k, v, dtype) for k, v in state.items()}
+        kwargs.setdefault("max_shard_size", SHARD)
         processor = self.processor if self.has_processor else None
         if kwargs.get("push_to_hub"):  # would be named after the folder on the way
             kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
         with checkpoint.replacing(save_directory) as folder, quiet():
             super().save_pretrained(folder, *args, **kwargs)
+            if dtype is not None:
+                self.config.dtype = dtype
+                self.config.save_pretrained(folder)
+                self.config.dtype = self.dtype
             if processor is not None:
                 processor.save_pretrained(folder)
+
+
+def written(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight as it is saved: what looks at pictures stays float32."""
+    looks = name.startswith(("tokenizer.", "teacher."))
+    return weight if looks or not weight.is_floating_point() else weight.to(dtype)
+
+
+def _seeing(
+    eye: TokenFlowTokenizer | Teacher, strategy: str, image_size: int | None
+) -> dict[str, Any]:
+    """Return the fields of a config that say what looks at pictures."""
+    taught = isinstance(eye, Teacher)
+    if taught != (image_size is not None):
+        raise ValueError(
+            "from_parts: image_size must be given with a teacher and only then, got "
+            f"{image_size} with a {type(eye).__name__}"
+        )
+    if not taught:
+        return {"tokenizer_config": eye.config, "strategy": strategy}
+    if eye.options is None:
+        raise ValueError("from_parts: a teacher must have options, got None")
+    height, width = eye.grid(image_size, image_size)
+    sizes = {"image_size": image_size, "tokens": height * width, "width": eye.width}
+    return {"teacher_config": {**eye.options, **sizes}, "strategy": CONTINUOUS}
 
 
 register(
