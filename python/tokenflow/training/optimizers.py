@@ -28,7 +28,8 @@ class OptimizerConfig:
         learning_rate: Peak.
         rates: Multiples of it for parameters whose name begins with a key.
         betas: Of Adam, AdamW, and of what Muon leaves to AdamW.
-        weight_decay: Of AdamW, and of matrices under Muon.
+        weight_decay: Of AdamW, and of matrices under Muon; norms, biases and single
+            numbers are spared.
         clip: Largest norm of the part's gradient, 0 for any.
         warmup: Steps of linear warm-up.
         schedule: "constant" (published) or "cosine".
@@ -97,32 +98,32 @@ def build_optimizer(
             raise ValueError(
                 f"train: optimizer.rates: no trained parameter begins with {prefix!r}"
             )
-    groups: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {}
+    groups: dict[tuple[float, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         share = next(
             (r for prefix, r in config.rates.items() if name.startswith(prefix)), 1.0
         )
         spread = isinstance(parameter, DTensor)  # such and others may not share a group
-        groups.setdefault((share, spread), []).append((name, parameter))
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((share, spread, decay), []).append((name, parameter))
     if config.name == "muon":
-        if any(spread for _, spread in groups):
+        if any(spread for _, spread, _ in groups):
             raise ValueError(
                 "train: optimizer.name muon needs whole matrices; take adamw with fsdp"
             )
         return Muon(
-            [(share, named) for (share, _), named in groups.items()],
+            [(share, named) for (share, _, _), named in groups.items()],
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(
         [
-            {"params": [p for _, p in named], "share": share}
-            for (share, _), named in groups.items()
+            {"params": [p for _, p in named], "share": share, "weight_decay": decay}
+            for (share, _, decay), named in groups.items()
         ],
         lr=config.learning_rate,
         betas=config.betas,
-        weight_decay=config.weight_decay,
     )
 
 
