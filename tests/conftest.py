@@ -98,3 +98,9 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """For tests of tensors so small that a second thread costs more than it brings."""
+    threads(1)

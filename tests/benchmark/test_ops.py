@@ -7,13 +7,10 @@ from tokenflow.benchmark import families, ops
 from tokenflow.benchmark.harness import expand
 from tokenflow.benchmark.method import KINDS, Method, Methods, load
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 EVERY = [(op, method.name) for op in ops.names() for method in load(op).method]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 @pytest.mark.parametrize("op, name", EVERY, ids=lambda word: word)

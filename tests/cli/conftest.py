@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_tokenizer import small_tokenizer
 
-from tokenflow import TokenFlowConfig, TokenFlowTokenizer
 from tokenflow.cli import main
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -28,24 +28,9 @@ class Result(NamedTuple):
     err: str
 
 
-def small_config(**changes):
-    small = {
-        "scales": [1, 2, 3, 4, 6, 8],
-        "codebook_size": 256,
-        "semantic_encoder": {"width": 32, "layers": 1},
-        "semantic_decoder": {"width": 32},
-        "semantic_target": 20,
-        "pixel_encoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_decoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_latent": 32,
-    }
-    return TokenFlowConfig.preset("mini", **{**small, **changes})
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
-    torch.manual_seed(0)
-    return TokenFlowTokenizer(small_config()).eval()
+    return small_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +43,8 @@ def model(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory):
-    torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("models") / "other"
-    TokenFlowTokenizer(small_config()).save_pretrained(folder)
+    small_tokenizer(seed=1).save_pretrained(folder)
     return str(folder)
 
 

@@ -12,10 +12,7 @@ from tokenflow.evaluation import geneval
 from tokenflow.evaluation.detector import Detection, Detector
 from tokenflow.evaluation.geneval import correct
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def at(name, x, y, colour=None):

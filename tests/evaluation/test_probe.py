@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from small_tokenizer import small_tokenizer
 
-from tokenflow import TokenFlowConfig, TokenFlowTokenizer
 from tokenflow.data.scenes.truth import Scene, SceneObject
 from tokenflow.evaluation.probe import cell_labels, probe, probe_tokenizer
 
@@ -187,17 +187,7 @@ def test_cells_without_an_object_may_be_left_out():
 def test_a_tokenizer_is_probed(emoji_font):
     from tokenflow.data.scenes import Scenes
 
-    torch.manual_seed(0)
-    small = {
-        "scales": [1, 2, 4],
-        "codebook_size": 64,
-        "semantic_encoder": {"width": 32, "layers": 1},
-        "semantic_decoder": {"width": 32},
-        "pixel_encoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_decoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_latent": 32,
-    }
-    model = TokenFlowTokenizer(TokenFlowConfig.preset("mini", **small)).eval()
+    model = small_tokenizer(scales=[1, 2, 4], codebook_size=64)
     train = Scenes("train", size=64, length=12)
     test = Scenes("heldout", size=64, length=6)
     one, other = (probe_tokenizer(model, train, test, batch=b) for b in (4, 12))

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_tokenizer import small_tokenizer
 
-from tokenflow import TokenFlowTokenizer
-from tokenflow.config import TokenFlowConfig
 from tokenflow.evaluation import metrics
 from tokenflow.evaluation.baselines import mean_colour, thumbnail
 from tokenflow.evaluation.frechet import Moments, frechet_distance
@@ -21,29 +20,12 @@ from tokenflow.evaluation.table import as_text
 from tokenflow.evaluation.teacher_features import TeacherFeatures
 from tokenflow.tokenizer.processing import to_uint8
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A second thread costs more than it brings to matrices this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    small = {
-        "scales": [1, 2, 4],
-        "codebook_size": 64,
-        "semantic_encoder": {"width": 32, "layers": 1},
-        "semantic_decoder": {"width": 32},
-        "pixel_encoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_decoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_latent": 32,
-    }
-    return TokenFlowTokenizer(TokenFlowConfig.preset("mini", **small)).eval()
+    return small_tokenizer(scales=[1, 2, 4], codebook_size=64)
 
 
 @pytest.fixture(scope="module")

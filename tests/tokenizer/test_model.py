@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_tokenizer import small_tokenizer
 
 from tokenflow import Encoded, TokenFlowConfig, TokenFlowTokenizer, checkpoint
 from tokenflow.tokenizer import model as model_module
@@ -19,20 +20,9 @@ SCALES = ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
 
 
 def build(**changes):
-    torch.manual_seed(0)
-    small = {
-        "scales": [1, 2, 3, 4, 6, 8],
-        "codebook_size": 256,
-        "semantic_dim": 32,
-        "pixel_weight": 1.0,
-        "semantic_encoder": {"width": 32, "layers": 2},
-        "semantic_decoder": {"width": 32},
-        "semantic_target": 20,
-        "pixel_encoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_decoder": {"multipliers": [1, 1, 1, 1]},
-        "pixel_latent": 32,
-    }
-    return TokenFlowTokenizer(TokenFlowConfig.preset("mini", **{**small, **changes}))
+    own = {"semantic_dim": 32, "pixel_weight": 1.0}
+    own["semantic_encoder"] = {"width": 32, "layers": 2}
+    return small_tokenizer(**{**own, **changes})
 
 
 @pytest.fixture

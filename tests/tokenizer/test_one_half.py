@@ -4,24 +4,14 @@ import copy
 
 import pytest
 import torch
+from tiny_recipe import TINY
 
 from tokenflow import TokenFlowConfig, TokenFlowTokenizer
 from tokenflow.training.codebook import CodebookConfig, CodebookHealth, centre_features
 from tokenflow.training.task import Moment
 from tokenflow.training.world import World
 
-SMALL = {
-    "image_size": 32,
-    "grid": 4,
-    "scales": [1, 2, 4],
-    "semantic_encoder": {"width": 32, "layers": 1, "heads": 2, "image_size": 32},
-    "semantic_decoder": {"width": 32, "grid": 4, "heads": 2},
-    "semantic_target": 32,
-    "pixel_encoder": {"multipliers": [1, 1, 1, 1]},
-    "pixel_decoder": {"multipliers": [1, 1, 1, 1]},
-    "pixel_latent": 32,
-    "codebook_size": 64,
-}
+SMALL = {**TINY, "codebook_size": 64}
 HALVES = {"semantic": {"pixel_dim": 0}, "pixel": {"semantic_dim": 0}}
 
 

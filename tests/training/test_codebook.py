@@ -22,12 +22,9 @@ from tokenflow.training.distinct import distinct
 from tokenflow.training.world import World
 from tokenflow_ext.nn import PyramidQuantizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCALES = (1, 2, 4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 @dataclass

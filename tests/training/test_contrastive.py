@@ -22,17 +22,14 @@ from tokenflow.training.contrastive import (
     sigmoid_loss,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def squares(monkeypatch):
     """Every task of this file learns from squares and is judged by others."""
     two = Squares(0), Squares(10_000)
     monkeypatch.setattr(training, "open_pictures", lambda *given: two)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def test_the_sigmoid_loss_by_hand():

@@ -6,14 +6,7 @@ from torch import nn
 
 from tokenflow.training.muon import Muon, orthogonal, takes_muon
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A second thread costs more than it brings to matrices this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 288), (200, 40)], ids=str)

@@ -15,6 +15,8 @@ from tokenflow.tokenizer.teachers import Teacher
 from tokenflow.training.config import load
 from tokenflow.training.tokenizer import TokenizerRecipe, train_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FROM_TEACHER = ("clip_b_224", "vitamin_xl_256", "siglip_so400m_384")
 PUBLISHED = {  # parameters, those frozen in the semantic encoder, tokens, steps
     "clip_b_224": (181_902_251, 0, 561, 1_000_000),
@@ -81,14 +83,6 @@ def teacher_of(recipe):
         return Teacher(kind, encoder)
     head = nn.Linear(encoder.width, config.semantic_target, bias=False)
     return Teacher(kind, encoder, head, config.semantic_target)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -5,6 +5,7 @@ import torch
 
 from tokenflow.data.scenes import COLOURS, OBJECTS, Scene, SceneObject, Scenes
 from tokenflow.evaluation.detector import Detection, Detector, _distinct, overlap
+from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.training.config import build, load
 from tokenflow.training.detector import (
     DetectorConfig,
@@ -14,13 +15,9 @@ from tokenflow.training.detector import (
     targets,
     train_detector,
 )
-from tokenflow.training.tokenizer import as_input
 from tokenflow.training.world import World
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(**run):
@@ -82,7 +79,7 @@ def test_it_learns_what_it_is_shown(emoji_font):
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(100):
         optimizer.zero_grad()
-        terms = losses(model(as_input(images)), wanted)
+        terms = losses(model(from_uint8(images)), wanted)
         sum(terms.values()).backward()
         optimizer.step()
     for found, one in zip(model.eval().detect(images), scenes, strict=True):

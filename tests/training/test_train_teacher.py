@@ -20,17 +20,14 @@ from tokenflow.training.log import read
 from tokenflow.training.teacher import TeacherConfig, captions_of, train_teacher
 from tokenflow.training.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def squares(monkeypatch):
     """Every task of this file learns from squares and is judged by others."""
     two = Squares(0), Squares(10_000)
     monkeypatch.setattr(training, "open_pictures", lambda *given: two)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def test_every_parameter_learns():

@@ -18,19 +18,12 @@ from tokenflow.training.tokenizer import (
 )
 from tokenflow.training.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def font(emoji_font):
     return emoji_font
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A second thread costs more than it brings to networks this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def steps(run, name):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tokenflow import checkpoint
 from tokenflow.evaluation import weights_file
+from tokenflow.tokenizer.processing import from_uint8
 
 CELL = 4  # pixels
 MODEL_TYPE = "tokenflow_detector"
@@ -118,7 +119,7 @@ class Detector(nn.Module):
             threshold: Least confidence.
         """
         if images.dtype == torch.uint8:
-            images = images.float().div(127.5).sub(1)
+            images = from_uint8(images)
         centres, colours, edges = self(images.to(self.head.weight.device))
         sure = centres.float().sigmoid()
         peaks = (sure == F.max_pool2d(sure, 3, 1, 1)) & (sure >= threshold)

@@ -24,6 +24,7 @@ from tokenflow.data.scenes import COLOURS, OBJECTS, Scene, Scenes, prompts, rela
 from tokenflow.data.scenes.plans import categories
 from tokenflow.data.scenes.truth import OPPOSITE
 from tokenflow.evaluation.detector import Detection, Detector
+from tokenflow.tokenizer.processing import from_uint8, to_uint8
 
 TRUSTED = 0.97  # least accuracy of a detector that judges
 SEED = 2310_11513  # of the prompts, and of the true pictures a detector is checked on
@@ -187,16 +188,13 @@ def redrawn(
     """Yield true pictures as the tokenizer has them."""
     for start in range(0, len(pictures), batch):
         part = pictures[start : start + batch]
-        images = torch.stack([image for image, _ in part]).float().div(127.5).sub(1)
+        images = from_uint8(torch.stack([image for image, _ in part]))
         with torch.no_grad():
             encoded = tokenizer.encode(images.to(tokenizer.device))
             made = tokenizer.decode(encoded, output="pt")
-        yield from zip(as_bytes(made), (wanted for _, wanted in part), strict=True)
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Return [B, 3, R, R] in [-1, 1] as uint8 on the CPU."""
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
+        yield from zip(
+            to_uint8(made).cpu(), (wanted for _, wanted in part), strict=True
+        )
 
 
 def draw(
@@ -223,7 +221,7 @@ def draw(
             num_images=images,
             output="pt",
         )
-        for image in as_bytes(made):
+        for image in to_uint8(made).cpu():
             yield number, image, one
 
 

@@ -19,7 +19,7 @@ from tokenflow.evaluation.metrics import RANGE, psnr, ssim
 from tokenflow.evaluation.published import darkened, ssim_published_script
 from tokenflow.evaluation.running import Apart, CodeUse, Means, Score
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.processing import to_uint8
+from tokenflow.tokenizer.processing import from_uint8, to_uint8
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def redraw(model: TokenFlowTokenizer, images: Tensor) -> Redrawn:
         model: In evaluation mode.
         images: uint8 [B, 3, R, R] of the model's native size.
     """
-    inputs = images.to(model.device).float().div(127.5).sub(1)
+    inputs = from_uint8(images.to(model.device))
     _wait(model.device)
     start = time.perf_counter()
     encoded = model.encode(inputs)
@@ -175,11 +175,7 @@ def _scores(judges: Judges) -> dict[str, Score]:
 
         def lpips(images: Tensor, originals: Tensor) -> Tensor:
             with torch.no_grad():
-                return judges.lpips(*(_signed(x) for x in (images, originals)))
+                return judges.lpips(*(from_uint8(x) for x in (images, originals)))
 
         scores["lpips"] = lpips
     return scores
-
-
-def _signed(images: Tensor) -> Tensor:
-    return images.float().div(127.5).sub(1)

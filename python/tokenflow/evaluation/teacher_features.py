@@ -6,6 +6,8 @@ Its distances are no FID: they compare only with those of the same teacher.
 import torch
 from torch import Tensor, nn
 
+from tokenflow.tokenizer.processing import from_uint8
+
 
 class TeacherFeatures:
     """uint8 pictures to the mean of a teacher's patch tokens.
@@ -23,5 +25,5 @@ class TeacherFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 [B, D]."""
-        tokens = self.teacher(images.float().div(127.5).sub(1))
+        tokens = self.teacher(from_uint8(images))
         return tokens.float().mean(dim=1)

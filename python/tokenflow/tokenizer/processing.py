@@ -71,6 +71,11 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return values.permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
 
 
+def from_uint8(images: Tensor) -> Tensor:
+    """Return bytes as float32 in [-1, 1], of any shape: v / 127.5 − 1."""
+    return images.float().div(127.5).sub(1)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Return images in [-1, 1] as bytes: the floor of clamp(127.5·x + 128, 0, 255).
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from tokenflow.data.scenes import COLOURS, OBJECTS, SPLITS, Scene, Scenes
 from tokenflow.evaluation import geneval
 from tokenflow.evaluation.detector import CELL, Detector
+from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import whole_state
 from tokenflow.training.run import RunConfig
 from tokenflow.training.task import Batch, Moment, Task
-from tokenflow.training.tokenizer import as_input
 from tokenflow.training.world import World
 
 SPREAD = 0.7  # of the hill around a centre, in cells
@@ -141,7 +141,7 @@ class DetectorTask(Task):
         self, part: str, call: nn.Module, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
         """Return how wrong centres, colours and edges are, and their sum as "loss"."""
-        terms = losses(call(as_input(batch["image"])), batch)
+        terms = losses(call(from_uint8(batch["image"])), batch)
         whole = terms["centres"] + COLOUR_WEIGHT * terms["colours"]
         return {"loss": whole + EDGE_WEIGHT * terms["edges"], **terms}
 
@@ -169,7 +169,11 @@ def train_detector(recipe: DetectorRecipe, folder: Path, **how: Any) -> dict[str
 
     Arguments, result and errors are those of `loop.train`.
     """
-    return train(DetectorTask, recipe, folder, **how)
+
+    def make(recipe: DetectorRecipe, world: World, say: object) -> DetectorTask:
+        return DetectorTask(recipe, world)  # has nothing to say
+
+    return train(make, recipe, folder, **how)
 
 
 def worn(image: Tensor, rng: random.Random) -> Tensor:

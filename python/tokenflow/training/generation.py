@@ -24,6 +24,7 @@ from tokenflow.generation.config import PRESETS, TokenFlowGenerationConfig
 from tokenflow.generation.folders import text_tokenizer
 from tokenflow.generation.model import TokenFlowForGeneration
 from tokenflow.tokenizer.model import TokenFlowTokenizer
+from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.tokenizer.scales import token_counts
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
@@ -33,7 +34,7 @@ from tokenflow.training.pictures import DataConfig, open_pictures, picture_batch
 from tokenflow.training.run import RunConfig
 from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.teacher import captions_of
-from tokenflow.training.tokenizer import as_input, grid, outer_blocks
+from tokenflow.training.tokenizer import grid, outer_blocks
 from tokenflow.training.words import WordsConfig, learn, told
 from tokenflow.training.world import World
 
@@ -179,7 +180,7 @@ class GenerationTask(Task):
     def tokens(self, images: Tensor) -> Tensor:
         """Return the tokens of uint8 pictures, [B, N] int64, without autocast."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return self.model.image_tokenizer.encode(as_input(images)).indices
+            return self.model.image_tokenizer.encode(from_uint8(images)).indices
 
     def loss(
         self, part: str, call: nn.Module, batch: Batch, moment: Moment

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from tokenflow.config import TokenFlowConfig
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.data.stream import Source, Stream
 from tokenflow.tokenizer.contrastive import (
@@ -24,6 +25,7 @@ from tokenflow.tokenizer.contrastive import (
     ImageTextModel,
     Vocabulary,
 )
+from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.training.contrastive import (
     BITS,
     dense_logits,
@@ -41,7 +43,7 @@ from tokenflow.training.parallel import whole_state
 from tokenflow.training.pictures import DataConfig, open_pictures, picture_batches
 from tokenflow.training.run import RunConfig
 from tokenflow.training.task import Batch, Moment, Task
-from tokenflow.training.tokenizer import as_input, outer_blocks
+from tokenflow.training.tokenizer import outer_blocks
 from tokenflow.training.world import World
 
 JUDGED = 64  # held-out pictures at a time
@@ -67,14 +69,7 @@ class TeacherConfig:
     """
 
     encoder: dict[str, Any] = field(
-        default_factory=lambda: {
-            "kind": "clip",
-            "width": 96,
-            "layers": 4,
-            "heads": 4,
-            "patch": 8,
-            "image_size": 64,
-        }
+        default_factory=lambda: TokenFlowConfig.preset("mini").semantic_encoder
     )
     image_size: int = 64
     width: int = 96
@@ -177,7 +172,7 @@ class TeacherTask(Task):
     ) -> dict[str, Tensor]:
         """Return both terms and their weighted sum as "loss"."""
         model, world, config = self.model, moment.world, self.recipe.model
-        images = as_input(batch["image"])
+        images = from_uint8(batch["image"])
         texts = read_texts(
             batch["caption"],
             model.vocabulary,
@@ -243,7 +238,7 @@ class TeacherTask(Task):
         found, right, wrong = 0, [], []
         for start in range(0, len(captions), JUDGED):
             here = slice(start, start + JUDGED)
-            images = as_input(self.heldout["image"][here].to(vectors.device))
+            images = from_uint8(self.heldout["image"][here].to(vectors.device))
             pictures, patches = model.encode_images(images)
             best = (pictures @ vectors.T).argmax(1).tolist()
             found += sum(

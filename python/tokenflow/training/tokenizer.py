@@ -21,7 +21,7 @@ from tokenflow.config import PRESETS, TokenFlowConfig
 from tokenflow.data.stream import Stream
 from tokenflow.evaluation.metrics import perplexity, psnr, usage
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.processing import to_uint8
+from tokenflow.tokenizer.processing import from_uint8, to_uint8
 from tokenflow.training.codebook import CodebookConfig, CodebookHealth, centre_features
 from tokenflow.training.discriminator import PatchDiscriminator
 from tokenflow.training.log import Log
@@ -217,7 +217,7 @@ class TokenizerTask(Task):
             return
         size = self.model.config.image_size
         first = Stream(self.source, size=size, batch=32, seed=self.recipe.run.seed)
-        images = as_input(first.read(0)["image"].to(self.world.device))
+        images = from_uint8(first.read(0)["image"].to(self.world.device))
         centre_features(self.model, images)
 
     # what the loop asks
@@ -242,7 +242,7 @@ class TokenizerTask(Task):
         if self.recipe.train != "all" or not self.health.starts(moment.step):
             return
         with torch.no_grad(), self.health.watch():
-            features = self.model.features(as_input(batch["image"]))
+            features = self.model.features(from_uint8(batch["image"]))
             self.model.quantizer(features, rng=moment.rng("scale"))
         self.health.start(optimizers["model"], moment)
 
@@ -251,7 +251,7 @@ class TokenizerTask(Task):
     ) -> dict[str, Tensor]:
         """Return the losses of the tokenizer, then of the discriminator."""
         step = moment.step + 1  # the published count
-        images = as_input(batch["image"])
+        images = from_uint8(batch["image"])
         if part == "discriminator":
             if not self.losses.plays(step):
                 return {}
@@ -296,7 +296,7 @@ class TokenizerTask(Task):
         )
         values, redrawn = [], []
         for part in self.heldout.split(JUDGED):
-            encoded = model.encode(as_input(part.to(self.world.device)))
+            encoded = model.encode(from_uint8(part.to(self.world.device)))
             drawn = to_uint8(model.decode(encoded, output="pt").cpu())
             values.append(psnr(drawn, part))
             redrawn.append(drawn)
@@ -356,11 +356,6 @@ def build_model(recipe: TokenizerRecipe) -> TokenFlowTokenizer:
         found = {n: v for n, v in found.items() if not n.startswith("pixel_decoder.")}
     model.load_state_dict(found, strict=not other)
     return model
-
-
-def as_input(images: Tensor) -> Tensor:
-    """Return uint8 [B, 3, H, W] as float32 in [-1, 1]."""
-    return images.float().div(127.5).sub(1)
 
 
 def only(model: TokenFlowTokenizer, part: str) -> None:

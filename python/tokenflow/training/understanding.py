@@ -21,6 +21,7 @@ from tokenflow._language import AutoModelForCausalLM, AutoTokenizer
 from tokenflow._transformers import AutoConfig
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.tokenizer.model import STRATEGIES, TokenFlowTokenizer
+from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.tokenizer.teachers import load_teacher
 from tokenflow.training.dialogues import (
     DialogueConfig,
@@ -35,7 +36,7 @@ from tokenflow.training.parallel import whole_weights
 from tokenflow.training.run import RunConfig
 from tokenflow.training.small_words import MARKS, learn_words
 from tokenflow.training.task import Batch, Moment, Task
-from tokenflow.training.tokenizer import as_input, outer_blocks
+from tokenflow.training.tokenizer import outer_blocks
 from tokenflow.training.world import World
 from tokenflow.understanding import prompts
 from tokenflow.understanding.config import CONTINUOUS
@@ -248,7 +249,7 @@ class UnderstandingTask(Task):
         else:
             if not len(images):  # the projector takes its part in every step
                 inputs, labels, images = self._with_a_picture(inputs, labels)
-            output = call(**inputs, pixel_values=as_input(images), use_cache=False)
+            output = call(**inputs, pixel_values=from_uint8(images), use_cache=False)
         return output.logits[:, :-1], labels[:, 1:]
 
     def _with_a_picture(
