@@ -6,7 +6,7 @@ import pytest
 import yaml
 from tiny_ablation import values
 
-from tokenflow.training.ablation_table import BEGIN, END
+from tokenflow.training.comparison import BEGIN, END
 
 
 def written(folder, **changes):

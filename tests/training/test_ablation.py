@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_ablation import TEACHER, recipe, values
 
-from tokenflow.training import ablation_table
+from tokenflow.training import ablation_table, comparison
 from tokenflow.training.ablation import AblationRecipe, train_ablation
 from tokenflow.training.config import build, load
 from tokenflow.training.log import read
@@ -64,7 +64,7 @@ def test_the_variants_that_ship_differ_in_what_they_are_about():
 def test_the_teacher_that_ships_can_be_what_an_encoder_starts_as():
     found = shipped()
     encoder = found.run("teacher_start", 0, "T").config().semantic_encoder
-    teacher = found.teacher.read()
+    teacher = found.teacher.read(TeacherRecipe)
     assert teacher.model.encoder == encoder
     assert teacher.model.width == found.run("pyramid", 0, "T").config().semantic_target
     assert teacher.run.minutes is None
@@ -244,7 +244,10 @@ def test_the_page_says_what_the_recipe_says():
         assert row[3] == str(config.num_tokens)
         assert row[4].startswith("yes" if found.variant(name).distilled else "no")
         assert row[5] == ("all" if config.pixel_gradient else "the pixel decoder alone")
-    run, teacher = found.run("pyramid", 0, "T").run, found.teacher.read().run
+    run, teacher = (
+        found.run("pyramid", 0, "T").run,
+        found.teacher.read(TeacherRecipe).run,
+    )
     assert f"{run.steps} of {run.batch} pictures, {run.precision}" in text
     assert f"{teacher.steps} steps of {teacher.batch} pictures, trained once" in text
     model = found.run("pyramid", 0, "T").config()
@@ -252,7 +255,7 @@ def test_the_page_says_what_the_recipe_says():
     assert f"of {found.judged.pictures} redrawn held-out scenes" in text
     cells = f"of {found.judged.probe_test} held-out scenes, known"
     assert f"{cells} from {found.judged.probe_train} others" in text
-    assert ablation_table.BEGIN in page and ablation_table.END in page
+    assert comparison.BEGIN in page and comparison.END in page
 
 
 def test_a_page_takes_the_whole_table_or_none(tmp_path):

@@ -5,6 +5,7 @@ On several devices or machines: `torchrun --nproc-per-node 8 -m tokenflow train 
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,27 +117,33 @@ def understanding() -> Job:
     return UnderstandingRecipe, train_understanding
 
 
+Seeds = Annotated[
+    str | None, typer.Option(help="Such as 0,1; those of the recipe if not given.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Run this variant alone, all if not given. Repeatable."),
+]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Runs at a time; each has its share of threads.")
+]
+Docs = Annotated[
+    Path | None, typer.Option(help="A page whose table is replaced at the end.")
+]
+
+
 @app.command()
 def ablation(
     recipe: Recipe = "scenes",
     out: Annotated[Path | None, _out("ablation-")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Such as 0,1; those of the recipe if not given.")
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Run this variant alone, all if not given. Repeatable."),
-    ] = None,
+    seeds: Seeds = None,
+    only: Only = None,
     teacher: Annotated[
         Path | None,
         typer.Option(help="Folder of a trained teacher; one is trained if not given."),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; each has its share of threads.")
-    ] = 1,
-    docs: Annotated[
-        Path | None, typer.Option(help="A page whose table is replaced at the end.")
-    ] = None,
+    jobs: Jobs = 1,
+    docs: Docs = None,
     changes: Set = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -146,35 +153,74 @@ def ablation(
     Scores are written to OUT/ablation.json, as a table to OUT/ablation.md. Finished
     runs in OUT are kept, interrupted ones go on.
     """
+    from tokenflow.training import ablation as task
+    from tokenflow.training import ablation_table as table
+
+    folder = _folder(out, "ablation-", recipe)
+    how = {"teacher": teacher, "only": only or (), "jobs": jobs, "device": device}
+    job = task.AblationRecipe, partial(task.train_ablation, say=note, **how), table
+    _compare(*job, recipe, folder, seeds, changes or (), docs, as_json)
+
+
+@app.command()
+def claim(
+    recipe: Recipe = "scenes",
+    out: Annotated[Path | None, _out("claim-")] = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    jobs: Jobs = 1,
+    docs: Docs = None,
+    changes: Set = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Compare what a language model learns from tokens and from continuous features.
+
+    One new language model for each variant and seed, the same conversations and steps,
+    other inputs; needs the tokenizers of `tokenflow train ablation`, or others. Scores
+    are written to OUT/claim.json, as a table to OUT/claim.md. Finished runs in OUT are
+    kept, interrupted ones go on.
+    """
+    from tokenflow.training import claim as task
+    from tokenflow.training import claim_table as table
+
+    folder = _folder(out, "claim-", recipe)
+    how = {"only": only or (), "jobs": jobs, "device": device}
+    job = task.ClaimRecipe, partial(task.train_claim, say=note, **how), table
+    _compare(*job, recipe, folder, seeds, changes or (), docs, as_json)
+
+
+def _compare(
+    kind: type[Any],
+    train: Callable[..., Any],
+    table: Any,
+    recipe: str,
+    folder: Path,
+    seeds: str | None,
+    changes: Sequence[str],
+    docs: Path | None,
+    as_json: bool,
+) -> None:
+    """Read the recipe, make its runs, write and say what came of them."""
     import dataclasses
 
     from tokenflow._files import writing
-    from tokenflow.training import ablation as task
-    from tokenflow.training import ablation_table, config
+    from tokenflow.training import config
 
-    folder = _folder(out, "ablation-", recipe)
     try:
-        chosen = config.load(task.AblationRecipe, recipe, changes or ())
+        chosen = config.load(kind, recipe, changes)
         if seeds is not None:
             found = seeds.split(",")
             if not all(seed.strip().isdecimal() for seed in found):
                 raise ValueError(f"--seeds must be numbers such as 0,1, got {seeds}")
             numbers = tuple(int(seed) for seed in found)
             chosen = dataclasses.replace(chosen, seeds=numbers)
-        result = task.train_ablation(
-            chosen,
-            folder,
-            teacher=teacher,
-            only=only or (),
-            jobs=jobs,
-            device=device,
-            say=note,
-        )
-        table = ablation_table.as_markdown(result)
-        with writing(folder / "ablation.md") as beside:
-            beside.write_text(table, encoding="utf-8")
+        result = train(chosen, folder)
+        text = table.as_markdown(result)
+        with writing(folder / f"{kind.task}.md") as beside:
+            beside.write_text(text, encoding="utf-8")
         if docs is not None:
-            ablation_table.write_docs(result, docs)
+            table.write_docs(result, docs)
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except KeyboardInterrupt:
@@ -183,7 +229,7 @@ def ablation(
     if as_json:
         say_json(result)
     else:
-        typer.echo(table, nl=False)
+        typer.echo(text, nl=False)
 
 
 def _train(

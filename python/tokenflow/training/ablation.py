@@ -6,22 +6,13 @@ kept, one that was interrupted goes on, so the whole may be stopped and started.
 Source: TokenFlow, arXiv:2412.03069, table 5 and the cluster study of section 4.
 """
 
-import copy
 import dataclasses
-import hashlib
-import json
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
-from tokenflow._files import writing
 from tokenflow.data.scenes import Scenes
 from tokenflow.evaluation import pictures
 from tokenflow.evaluation.probe import probe_tokenizer
@@ -29,14 +20,13 @@ from tokenflow.evaluation.reconstruction import Judges, evaluate_reconstruction
 from tokenflow.evaluation.teacher_features import TeacherFeatures
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.teachers import load_teacher
-from tokenflow.training import config
+from tokenflow.training import comparison, config
+from tokenflow.training.comparison import Job, Plan, Scores, merge
 from tokenflow.training.teacher import TeacherRecipe, train_teacher
 from tokenflow.training.tokenizer import TokenizerRecipe, train_tokenizer
 
-SCORES = "scores.json"
 RESULT = "ablation.json"
 TEACHER = "teacher.sha256"
-Scores = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,29 +42,6 @@ class Variant:
     about: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
     distilled: bool = True
-
-
-@dataclass(frozen=True)
-class TeacherPlan:
-    """How the teacher is trained.
-
-    Args:
-        recipe: Of `tokenflow train teacher`: the name of one that ships, or a file.
-        changes: Its fields that differ.
-    """
-
-    recipe: str = "mini"
-    changes: dict[str, Any] = field(default_factory=dict)
-
-    def read(self) -> TeacherRecipe:
-        """Return the recipe.
-
-        Raises:
-            FileNotFoundError: There is no such recipe.
-            ValueError: A field is unknown, or has a wrong value.
-        """
-        values = dataclasses.asdict(config.load(TeacherRecipe, self.recipe))
-        return config.build(TeacherRecipe, _merge(values, self.changes), "teacher.")
 
 
 @dataclass(frozen=True)
@@ -120,14 +87,14 @@ class AblationRecipe:
 
     tokenizer: dict[str, Any]
     variants: dict[str, Any]
-    teacher: TeacherPlan = field(default_factory=TeacherPlan)
+    teacher: Plan = field(default_factory=Plan)
     seeds: tuple[int, ...] = (0, 1)
     judged: JudgedConfig = field(default_factory=JudgedConfig)
 
     def __post_init__(self) -> None:  # noqa: D105
         if not self.variants or not self.seeds:
             raise ValueError("train: variants and seeds must not be empty")
-        self.teacher.read()
+        self.teacher.read(TeacherRecipe, "teacher.")
         for name in self.variants:
             self.run(name, 0, "teacher")
 
@@ -144,37 +111,21 @@ class AblationRecipe:
             teacher: Where the teacher is.
         """
         variant = self.variant(name)
-        values = _merge(self.tokenizer, variant.changes)
-        values = _merge(values, {"run": {"seed": seed}})
+        values = merge(self.tokenizer, variant.changes)
+        values = merge(values, {"run": {"seed": seed}})
         if variant.distilled:
-            values = _merge(values, {"teacher": {"source": teacher}})
+            values = merge(values, {"teacher": {"source": teacher}})
         try:
             return config.build(TokenizerRecipe, values)
         except ValueError as error:
             raise ValueError(f"{error} (in variant {name})") from None
 
 
-def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return nested values with some of them changed."""
-    merged = copy.deepcopy(values)
-    for name, value in changes.items():
-        old = merged.get(name)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[name] = _merge(old, value) if both else copy.deepcopy(value)
-    return merged
-
-
 @dataclass(frozen=True)
-class Job:
-    """One run of one variant, ready to be sent to another process."""
+class Tokenizer(Job):
+    """One run of one variant, and the teacher that judges it."""
 
-    variant: str
-    about: str
-    seed: int
-    folder: Path
-    recipe: TokenizerRecipe
     teacher: Path
-    judged: JudgedConfig
 
 
 def train_ablation(
@@ -206,152 +157,42 @@ def train_ablation(
         ValueError: There is no such variant, or a run in the folder was begun with
             another recipe or another teacher, or judged by other scenes.
     """
-    for name in only:
-        if name not in recipe.variants:
-            raise ValueError(
-                f"train: only must name variants, {list(recipe.variants)}, got {name}"
-            )
-    if jobs < 1:
-        raise ValueError(f"train: jobs must be at least 1, got {jobs}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "train: an ablation is started by one process; it takes jobs, not torchrun"
-        )
+    comparison.check(recipe.variants, only, jobs)
     source = teacher or folder / "teacher" / "model"
     every = list(_plan(recipe, folder, source))
     for job in every:
-        _check_recipe(job)
+        comparison.same_recipe(job, moved=["teacher.source"])
     if teacher is None and not source.exists():
         say("teacher")
-        made = folder / "teacher"
-        train_teacher(recipe.teacher.read(), made, resume=True, device=device)
-    digest = _same_teacher(folder, source)
-    finished = {job.folder: _finished(job) for job in every}
-    wanted = [
-        job
-        for job in every
-        if finished[job.folder] is None and (not only or job.variant in only)
-    ]
-    for job, scores in _run_all(wanted, jobs, device, say):
-        finished[job.folder] = scores
-    result = {
-        "recipe": dataclasses.asdict(recipe),
-        "teacher": digest,
-        "runs": [s for s in finished.values() if s is not None],
-    }
-    with writing(folder / RESULT) as beside:
-        beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+        plan, made = recipe.teacher.read(TeacherRecipe), folder / "teacher"
+        train_teacher(plan, made, resume=True, device=device)
+    digest = comparison.same_files(folder / TEACHER, source, "teacher")
+    runs = comparison.make(every, run_job, only=only, jobs=jobs, device=device, say=say)
+    result = {"recipe": dataclasses.asdict(recipe), "teacher": digest, "runs": runs}
+    return comparison.write_json(folder / RESULT, result)
 
 
-def _plan(recipe: AblationRecipe, folder: Path, teacher: Path) -> Iterator[Job]:
+def _plan(recipe: AblationRecipe, folder: Path, teacher: Path) -> Iterator[Tokenizer]:
     """Yield all runs, every variant with the first seed before the second seed."""
     for seed in recipe.seeds:
         for name in recipe.variants:
-            yield Job(
+            yield Tokenizer(
                 name,
                 recipe.variant(name).about,
                 seed,
                 folder / f"{name}-{seed}",
                 recipe.run(name, seed, str(teacher)),
-                teacher,
                 recipe.judged,
+                teacher,
             )
 
 
-def _check_recipe(job: Job) -> None:
-    """Refuse to go on with what was begun otherwise; a folder may have moved."""
-    if not (job.folder / config.RECIPE).is_file():
-        return
-    begun = config.of_run(TokenizerRecipe, job.folder)
-    if begun.teacher.source and job.recipe.teacher.source:
-        choice = dataclasses.replace(begun.teacher, source=job.recipe.teacher.source)
-        begun = dataclasses.replace(begun, teacher=choice)
-    if begun != job.recipe:
-        raise ValueError(
-            f"train: {job.folder} was begun with another recipe; name a new folder"
-        )
-
-
-def _same_teacher(folder: Path, teacher: Path) -> str:
-    """Return the teacher's digest, the one that the folder's other runs had."""
-    digest, path = _digest(teacher), folder / TEACHER
-    if not path.is_file():
-        with writing(path) as beside:
-            beside.write_text(f"{digest}\n", encoding="utf-8")
-    before = path.read_text(encoding="utf-8").strip()
-    if before != digest:
-        raise ValueError(
-            f"train: the runs in {folder} must have one teacher, theirs is {before}, "
-            f"{teacher} is {digest}; name a new folder"
-        )
-    return digest
-
-
-def _finished(job: Job) -> Scores | None:
-    """Return the scores of a run that is done."""
-    path = job.folder / SCORES
-    if not path.is_file():
-        return None
-    scores: Scores = json.loads(path.read_text(encoding="utf-8"))
-    if scores["judged"] != dataclasses.asdict(job.judged):
-        raise ValueError(
-            f"train: {path} must be of judged = {dataclasses.asdict(job.judged)}, got "
-            f"{scores['judged']}; remove it to judge again, or name a new folder"
-        )
-    return scores
-
-
-def _run_all(
-    wanted: list[Job],
-    jobs: int,
-    device: str,
-    say: Callable[[str], None],
-) -> Iterator[tuple[Job, Scores]]:
-    """Run what is wanted; yields each run when it is done."""
-    if jobs == 1:
-        for job in wanted:
-            say(f"{job.variant}, seed {job.seed}")
-            yield job, run_job(job, device)
-        return
-    threads = max(1, torch.get_num_threads() // jobs)
-    # a fresh process for each run: a forked one could not use a device
-    start = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, start, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(run_job, job, device, threads): job for job in wanted}
-        for done in as_completed(waiting):
-            job = waiting[done]
-            scores = done.result()
-            say(f"{job.variant}, seed {job.seed}: done")
-            yield job, scores
-
-
-def run_job(job: Job, device: str = "cpu", threads: int | None = None) -> Scores:
-    """Train one variant, or go on with it, and judge it.
-
-    Args:
-        job: What to run.
-        device: Where.
-        threads: Of this process, which is one of several; None to leave them.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    bar = None if threads is None else False
-    facts = train_tokenizer(job.recipe, job.folder, resume=True, device=device, bar=bar)
+def run_job(job: Tokenizer, device: str, threads: int | None) -> Scores:
+    """Train one variant, or go on with it, and judge it; see `train_one`."""
+    facts = comparison.train_one(job, train_tokenizer, device, threads)
     model = TokenFlowTokenizer.from_pretrained(str(job.folder / "model"))
-    scores = {
-        "variant": job.variant,
-        "about": job.about,
-        "seed": job.seed,
-        "steps": facts["steps"],
-        "samples": facts["samples"],
-        "minutes": facts["minutes"],
-        "judged": dataclasses.asdict(job.judged),
-        **judge(model.to(device).eval(), job.teacher, job.judged),
-    }
-    with writing(job.folder / SCORES) as beside:
-        beside.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    return scores
+    scores = judge(model.to(device).eval(), job.teacher, job.judged)
+    return comparison.write_json(job.folder / comparison.SCORES, {**facts, **scores})
 
 
 def judge(model: TokenFlowTokenizer, teacher: Path, by: JudgedConfig) -> Scores:
@@ -396,13 +237,3 @@ def judge(model: TokenFlowTokenizer, teacher: Path, by: JudgedConfig) -> Scores:
             model, known, asked, "semantic", background=False
         )
     return scores
-
-
-def _digest(teacher: Path) -> str:
-    """Return 16 hex digits of SHA-256 over a teacher's files, or its one file."""
-    files = sorted(teacher.rglob("*")) if teacher.is_dir() else [teacher]
-    digest = hashlib.sha256()
-    for path in files:
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]

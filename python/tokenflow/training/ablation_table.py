@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenflow._files import writing
+from tokenflow.training import comparison
 
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 NONE = "none"  # no such half
 Read = Callable[[dict[str, Any]], float | None]
 
@@ -37,20 +36,14 @@ def as_markdown(result: dict[str, Any]) -> str:
         ValueError: No run is finished.
     """
     runs, recipe = result["runs"], result["recipe"]
-    if not runs:
-        raise ValueError("train: a table needs a finished run, there is none")
-    seeds = sorted({run["seed"] for run in runs})
-    steps = sorted({run["steps"] for run in runs})
-    samples = sorted({run["samples"] for run in runs})
-    minutes = sum(run["minutes"] for run in runs)
+    effort = comparison.effort(runs, "pictures")
     guess = 100 * runs[0]["whole"]["majority"]
     judged = recipe["judged"]
     lines = [
-        f"{len(runs)} runs (seeds {_listed(seeds)}) of {_listed(steps)} steps and "
-        f"{_listed(samples)} pictures each, {minutes:.0f} minutes in all. Mean over "
-        "the seeds, in parentheses the smallest and the largest. Redrawn: "
-        f"{judged['pictures']} held-out scenes. Probes: cells with an object in "
-        f"{judged['probe_test']} held-out scenes, known from {judged['probe_train']}; "
+        f"{effort} Mean over the seeds, in parentheses the smallest and the largest. "
+        f"Redrawn: {judged['pictures']} held-out scenes. Probes: cells with an object "
+        f"in {judged['probe_test']} held-out scenes, known from "
+        f"{judged['probe_train']}; "
         f"always saying the most frequent name is right in {guess:.1f} %.",
         "",
         "| variant | tokens | bits | " + " | ".join(n for n, _, _ in COLUMNS) + " |",
@@ -80,28 +73,6 @@ def _cell(values: list[float], form: str) -> str:
     return f"{mean} ({min(values):{form}}–{max(values):{form}})"
 
 
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
 def write_docs(result: dict[str, Any], page: Path) -> None:
-    """Put the table between the two marks of a page.
-
-    Raises:
-        FileNotFoundError: There is no such page.
-        ValueError: It has no marks, or a variant lacks a run.
-    """
-    recipe = result["recipe"]
-    wanted = {(name, seed) for name in recipe["variants"] for seed in recipe["seeds"]}
-    missing = wanted - {(run["variant"], run["seed"]) for run in result["runs"]}
-    if missing:
-        names = ", ".join(f"{name}-{seed}" for name, seed in sorted(missing))
-        raise ValueError(f"train: a page needs every run, these are missing: {names}")
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"train: {page} must hold the lines {BEGIN} and {END}")
-    with writing(page) as beside:
-        table = f"{before}{BEGIN}\n{as_markdown(result)}{END}{after}"
-        beside.write_text(table, encoding="utf-8")
+    """Put the table between the two marks of a page; see `comparison.write_docs`."""
+    comparison.write_docs(result, as_markdown(result), page)
