@@ -76,6 +76,22 @@ def test_every_curve_becomes_valid_svg_within_its_frame(points):
     assert all(0 <= y <= 220 for y in heights(svg))
 
 
+@pytest.mark.parametrize("values", [(24.31, 24.49), (0.9985, 1.0), (2490.0, 2990.0)])
+@pytest.mark.parametrize("steps", [(1, 2), (500, 5000), (999_990, 1_000_010)], ids=str)
+def test_no_two_lines_or_steps_have_the_same_label(values, steps):
+    svg = chart("t", {"a": [*zip(steps, values, strict=True)]})
+    for anchor in ("end", "middle"):  # of values and of steps
+        labels = re.findall(rf'text-anchor="{anchor}">([^<]*)<', svg)
+        assert len(labels) == len(set(labels)) >= 2
+        assert max(map(len, labels)) <= 7  # what there is room for
+    assert ">step<" in svg and "log axis" not in svg
+
+
+def test_a_logarithmic_axis_says_so_and_nought_is_plain():
+    assert ">log axis<" in chart("t", {"a": [(0, 1.0), (1, 100.0)]})
+    assert ">0<" in chart("t", {"a": [(0, 0.0), (1, 0.07)]})
+
+
 def test_nothing_to_draw_draws_nothing():
     assert chart("t", {}) == chart("t", {"a": [(0, float("nan"))]}) == ""
 
@@ -224,7 +240,7 @@ def test_every_curve_of_a_run_is_drawn_once(full):
         for svg in SVG.findall(text)
     ]
     assert labels == [
-        "psnr",
+        "psnr, dB",
         "loss",
         "discriminator/loss",
         "usage, all scales",
@@ -236,6 +252,26 @@ def test_every_curve_of_a_run_is_drawn_once(full):
         "gradient norm before clipping",
         "samples per second, judging and saving included",
     ]
+
+
+def test_held_out_scores_of_scales_share_a_chart(tmp_path):
+    scores = {"loss": 4.0, "loss_1x1": 3.0, "loss_8x8": 5.0, "accuracy": 0.5}
+    write_log(tmp_path, begun(), {"event": "heldout", "step": 8, **scores})
+    charts = SVG.findall(render(tmp_path, tmp_path))
+    labels = [ElementTree.fromstring(svg).get("aria-label") for svg in charts]
+    assert [label.split(". Steps")[0] for label in labels] == [
+        "loss, all scales",
+        "loss by scale, coarse (faint) to fine",
+        "accuracy",
+    ]
+    assert "1×1 from 3 to 3; 8×8 from 5 to 5" in labels[1]
+
+
+def test_a_sheet_is_told_in_words(full):
+    Image.new("RGB", (8, 8)).save(full / "pictures" / "drawn-00000003.png")
+    alts = Page(write_report(full).read_text()).alts
+    assert "at step 0: held-out pictures, and below each what was redrawn" in alts
+    assert any(alt.endswith("what was drawn of its caption") for alt in alts)
 
 
 def test_first_last_and_some_pictures_are_shown_and_large_ones_shrink(full):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 24  # of the plot within the picture
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 18, 24  # of the plot within the picture
 MOST = 300  # points of a curve; more are averaged in groups
 WIDE = 30.0  # largest value over smallest from which the axis is logarithmic
 COLOURS = 6
@@ -72,8 +72,7 @@ def chart(
     for i, (name, points) in enumerate(thin.items()):
         look = f'class="line{i % COLOURS}"'
         if ramp:
-            strength = 0.2 + 0.8 * (i + 1) / len(thin)
-            look = f'class="ramp" stroke-opacity="{strength:.2f}"'
+            look = f'class="ramp" stroke-opacity="{strength(i, len(thin)):.2f}"'
         path = "M" + "L".join(place(x, y) for x, y in points)
         if len(points) == 1:
             path += "h0.1"  # a dot, by its round ends
@@ -88,8 +87,13 @@ def chart(
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{html.escape(f"{title}. {words}")}">'
-        f"<desc>{html.escape(words)}</desc>{''.join(parts)}</svg>"
+        f"{''.join(parts)}</svg>"
     )
+
+
+def strength(i: int, count: int) -> float:
+    """Return how strong curve `i` of a ramp is, in (0, 1]; the last one is 1."""
+    return 0.35 + 0.65 * (i + 1) / count
 
 
 def thinned(points: Points) -> list[tuple[float, float]]:
@@ -122,48 +126,58 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
 
-def _ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return round values within [low, high], about `most` of them."""
-    raw = (high - low) / most
+def _ticks(low: float, high: float, most: int, least: float = 0.0) -> dict[float, str]:
+    """Return round values within [low, high] and their labels, about `most` of them."""
+    raw = max((high - low) / most, least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [step * i for i in range(first, last + 1)]
+    return {step * i: _short(step * i, step) for i in range(first, last + 1)}
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def _log_ticks(low: float, high: float) -> dict[float, str]:
     """Return exponents of round values: powers of ten, or 1, 2, 5 times them."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
-        found = [p + math.log10(d) for p in powers for d in digits]
-        found = [t for t in found if low - 1e-9 <= t <= high + 1e-9]
+        found = {p + math.log10(d): d * 10.0**p for p in powers for d in digits}
+        found = {t: v for t, v in found.items() if low - 1e-9 <= t <= high + 1e-9}
         if len(found) >= 3:
             break
-    return found[:: -(-len(found) // 6)]
+    kept = list(found.items())[:: -(-len(found) // 6)]
+    return {t: _short(value, value) for t, value in kept}
 
 
-def _short(value: float) -> str:
-    """Return a tick's label: 1500 as 1.5k."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.3g}"
+def _short(value: float, step: float) -> str:
+    """Return a label that tells it from one `step` away: 1500 as 1.5k."""
+    size, letter = next(
+        ((s, k) for s, k in ((1e6, "M"), (1e3, "k")) if abs(value) >= s <= 100 * step),
+        (1.0, ""),
+    )
+    if abs(value) < step / 2:
+        return "0"
+    digits = max(0, math.ceil(-math.log10(step / size) - 1e-9))
+    if digits > 5 or abs(value) >= 1e9:
+        return f"{value:.2g}"
+    return f"{value / size:.{digits}f}{letter}"
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
 
 
 def _rows(up: _Axis, log: bool) -> str:
-    found = _log_ticks(up.low, up.high) if log else _ticks(up.low, up.high, 4)
-    return "".join(
+    found = _log_ticks(up.low, up.high) if log else _ticks(up.low, up.high, 5)
+    lines = [
         f'<path class="grid" d="M{LEFT} {up(t):.1f}H{WIDTH - RIGHT}"/>'
-        f'<text x="{LEFT - 6}" y="{up(t) + 4:.1f}" text-anchor="end">'
-        f"{_short(10**t if log else t)}</text>"
-        for t in found
-    )
+        + _text(LEFT - 6, up(t) + 4, label, "end")
+        for t, label in found.items()
+    ]
+    return "".join(lines) + (_text(0, 9, "log axis", "start") if log else "")
 
 
 def _columns(across: _Axis) -> str:
-    return "".join(
-        f'<text x="{across(t):.1f}" y="{HEIGHT - 6}" text-anchor="middle">'
-        f"{_short(t)}</text>"
-        for t in _ticks(across.low, across.high, 4)
-        if LEFT <= across(t) <= WIDTH - 2 * RIGHT
-    )
+    labels = [
+        _text(across(t), HEIGHT - 6, label, "middle")
+        for t, label in _ticks(across.low, across.high, 6, least=1.0).items()
+    ]
+    return "".join(labels) + _text(LEFT - 18, HEIGHT - 6, "step", "end")

@@ -8,9 +8,10 @@ writes, so it serves every task, while a run goes on as well as after it.
 import base64
 import html
 import io
+import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from tokenflow._files import writing
 from tokenflow.training.config import RECIPE
-from tokenflow.training.curves import COLOURS, chart, number
+from tokenflow.training.curves import COLOURS, chart, number, strength
 from tokenflow.training.history import History, history
 from tokenflow.training.log import LOG
 
@@ -28,6 +29,11 @@ WIDEST = 1600  # pixels of a picture on the page
 CLOCK = ("event", "step", "seconds", "broken")  # of a line of the log
 OPTIMIZER = ("gradient", "rate")
 CODEBOOK = ("usage", "perplexity", "revived", "dead")
+TITLES = {"psnr": "psnr, dB"}
+SHEETS = {  # kinds of pictures
+    "heldout": "held-out pictures, and below each what was redrawn",
+    "drawn": "held-out pictures, and below each what was drawn of its caption",
+}
 STYLE = Path(__file__).with_name("report.css")
 
 
@@ -60,7 +66,7 @@ def render(folder: Path, place: Path) -> str:
     title = f"{task}: {folder.absolute().name}"
     sections = {
         "Held-out scores": _heldout(run),
-        "Reconstructions": _pictures(folder / "pictures"),
+        "Pictures": _pictures(folder / "pictures"),
         "Losses": _losses(run),
         "Codebook": _codebook(run),
         "Optimizer and speed": _optimizer(run, _batch(recipe)),
@@ -144,16 +150,22 @@ def _figure(
         ((_, points),) = curves.items()
         legend = f'<span class="last">{number(points[-1][1])}</span>'
     else:
-        keys = ["ramp" if ramp else f"line{i % COLOURS}" for i in range(len(curves))]
         legend = "".join(
-            f'<span class="key {key}">{_safe(name)}'
-            f" <b>{number(points[-1][1])}</b></span>"
-            for key, (name, points) in zip(keys, curves.items(), strict=True)
+            f'<span class="key">{_swatch(i, len(curves), ramp)}{_safe(name)} '
+            f"<b>{number(points[-1][1])}</b></span>"
+            for i, (name, points) in enumerate(curves.items())
         )
     return (
         f"<figure><figcaption><h3>{_safe(title)}</h3><p>{legend}</p></figcaption>"
         f"{drawn}</figure>"
     )
+
+
+def _swatch(i: int, count: int, ramp: bool) -> str:
+    """Return a short line that looks like curve `i`."""
+    if ramp:
+        return f'<i class="ramp" style="opacity:{strength(i, count):.2f}"></i>'
+    return f'<i class="line{i % COLOURS}"></i>'
 
 
 def _figures(figures: Iterable[str]) -> str:
@@ -173,12 +185,25 @@ def _names(events: list[dict[str, Any]]) -> list[str]:
     )
 
 
+def _by_scale(
+    run: History, names: Iterable[str], events: list[dict[str, Any]]
+) -> Iterator[str]:
+    """Yield a chart of each fact, and behind it one of what it is at each scale."""
+    facts: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name in names:
+        match = re.fullmatch(r"(.+)[/_](\d+)x(\d+)", name)
+        fact, scale = (match[1], f"{match[2]}×{match[3]}") if match else (name, "")
+        facts.setdefault(fact, {})[scale] = run.curve(name, events)
+    for fact, scales in facts.items():
+        whole = {fact: scales.pop("", [])}
+        title = f"{fact}, all scales" if scales else TITLES.get(fact, fact)
+        yield _figure(title, whole, run.resumptions)
+        title = f"{fact} by scale, coarse (faint) to fine"
+        yield _figure(title, scales, run.resumptions, ramp=True)
+
+
 def _heldout(run: History) -> str:
-    names = _names(run.heldout)
-    return _figures(
-        _figure(name, {name: run.curve(name, run.heldout)}, run.resumptions)
-        for name in names
-    )
+    return _figures(_by_scale(run, _names(run.heldout), run.heldout))
 
 
 def _losses(run: History) -> str:
@@ -199,18 +224,8 @@ def _losses(run: History) -> str:
 def _codebook(run: History) -> str:
     """Return usage and perplexity, in all and by scale, and what was woken."""
     names = _names(run.steps)
-    figures = []
-    for fact in ("usage", "perplexity"):
-        scales = {
-            name.removeprefix(f"{fact}/").replace("x", "×"): run.curve(name)
-            for name in names
-            if name.startswith(f"{fact}/")
-        }
-        whole = {fact: run.curve(fact)} if fact in names else {}
-        figures.append(_figure(f"{fact}, all scales", whole, run.resumptions))
-        if scales:
-            title = f"{fact} by scale, coarse (faint) to fine"
-            figures.append(_figure(title, scales, run.resumptions, ramp=True))
+    shown = [name for name in names if re.fullmatch(r"(usage|perplexity)(/.*)?", name)]
+    figures = [*_by_scale(run, shown, run.steps)]
     idle = {name: run.curve(name) for name in ("revived", "dead") if name in names}
     figures.append(
         _figure("entries woken, and unused ones left", idle, run.resumptions)
@@ -265,12 +280,12 @@ def _picture(kind: str, step: int, path: Path) -> str:
     held = io.BytesIO()
     picture.save(held, format="PNG", optimize=True)
     data = base64.b64encode(held.getvalue()).decode()
-    words = f"{kind} at step {step:,}"
+    where = f"at step {step:,}"
+    words = f"{where}: {_safe(SHEETS.get(kind, kind))}"
     return (
-        f'<figure class="picture"><figcaption>{_safe(words)}</figcaption>'
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{_safe(words)}">'
-        f'<img width="{picture.width}" height="{picture.height}" '
-        f'alt="{_safe(words)}: originals, and below each what was redrawn" '
+        f'<figure class="picture"><figcaption>{words.capitalize()}</figcaption>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="Pictures {where}">'
+        f'<img width="{picture.width}" height="{picture.height}" alt="{words}" '
         f'src="data:image/png;base64,{data}"></div></figure>'
     )
 
@@ -282,7 +297,7 @@ def _recipe(run: History, text: str) -> str:
     changed = run.start.get("recipe") or {}
     rows = "".join(
         f"<tr><th scope=row><code>{_safe(name)}</code></th>"
-        f"<td><code>{_safe(value)}</code></td></tr>"
+        f"<td><code>{_safe(_yaml(value))}</code></td></tr>"
         for name, value in changed.items()
     )
     table = (
@@ -297,6 +312,11 @@ def _recipe(run: History, text: str) -> str:
         else ""
     )
     return table + whole
+
+
+def _yaml(value: Any) -> Any:
+    """Return a value as --set takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _files(folder: Path, place: Path) -> str:
