@@ -70,9 +70,60 @@ def test_inputs_that_do_not_fit_are_told(processor, given, message):
         processor(**given)
 
 
+def talk(*parts, answer=None):
+    turns = [{"role": "user", "content": list(parts)}]
+    return turns + ([{"role": "assistant", "content": answer}] if answer else [])
+
+
+def image(picture):
+    return {"type": "image", "image": picture}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def test_a_conversation_with_pictures_becomes_inputs_in_one_call(processor, tmp_path):
+    tiny.picture(2).save(tmp_path / "two.png")
+    first = talk(image(tiny.picture(1)), text("What?"))
+    second = talk(image(tiny.picture(1)), text("Or"), image(str(tmp_path / "two.png")))
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    made = processor.apply_chat_template(first, return_tensors="pt", **how)
+    asked = processor(tiny.picture(1), processor.prompt("What?"))
+    assert made.keys() == asked.keys()
+    assert all(torch.equal(made[name], asked[name]) for name in asked)
+    both = processor.apply_chat_template([first, second], **how)
+    prompts = [processor.chat(first), processor.chat(second)]
+    seen = [tiny.picture(1), tiny.picture(1), tiny.picture(2)]
+    asked = processor(seen, prompts)
+    assert all(torch.equal(both[name], asked[name]) for name in asked)
+    alone = processor.apply_chat_template(talk(text("Hi")), **how)
+    assert torch.equal(
+        alone["input_ids"], processor(text=processor.prompt("Hi", 0))["input_ids"]
+    )
+
+
+def test_the_chat_template_is_the_template_until_it_is_another(processor, tmp_path):
+    processor.template = "vicuna_v1"
+    first = talk(text("Q"))
+    asked = processor.apply_chat_template(first, add_generation_prompt=True)
+    assert asked == processor.chat(first) and asked.endswith("USER: Q ASSISTANT:")
+    processor.save_pretrained(tmp_path)
+    read = TokenFlowProcessor.from_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == processor.chat_template
+    read.template = "qwen_2_5"  # as training changes it
+    asked = read.apply_chat_template(first, add_generation_prompt=True)
+    assert asked == read.chat(first) and "im_start" in asked
+    read.chat_template = "{{ messages[0]['role'] }}"
+    read.save_pretrained(tmp_path / "own")
+    other = TokenFlowProcessor.from_pretrained(tmp_path / "own")
+    assert other.apply_chat_template(first) == "user"
+
+
 def test_what_it_does_not_know_is_told(processor):
-    with pytest.raises(TypeError, match=r"\['truncation'\]"):
-        processor(text="Hello", truncation=True)
+    for given in ({"truncation": True}, {"return_tensors": "np"}, {"padding": False}):
+        with pytest.raises(TypeError, match=rf"got \['{next(iter(given))}'\]"):
+            processor(text="Hello", **given)
 
 
 def test_it_comes_back_from_its_folder(processor, tmp_path):

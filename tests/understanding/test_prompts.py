@@ -2,6 +2,7 @@
 
 import pytest
 import tiny_understanding as tiny
+from jinja2 import TemplateError
 
 from tokenflow.understanding import prompts
 
@@ -26,6 +27,32 @@ def test_prompts_are_the_recorded_ones(golden, name):
     assert written(name, [{"role": "user", "content": parts}]) == recorded[name]
     if f"{name}_two_turns" in recorded:
         assert written(name, TALK) == recorded[f"{name}_two_turns"]
+
+
+def by_jinja(name, messages, **how):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered, _ = render_jinja_template(
+        [messages], chat_template=prompts.jinja(name), **how
+    )
+    return rendered[0]
+
+
+@pytest.mark.parametrize("name", prompts.TEMPLATES)
+def test_jinja_writes_what_was_recorded_and_what_render_writes(golden, name):
+    recorded = golden("i2t_pieces_0").meta["prompts"]
+    parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    asked = [{"role": "user", "content": parts}]
+    assert by_jinja(name, asked, add_generation_prompt=True) == recorded[name]
+    if f"{name}_two_turns" in recorded:
+        both = by_jinja(name, TALK, add_generation_prompt=True)
+        assert both == recorded[f"{name}_two_turns"]
+    odd = "\n {{ x }} {% if %} \"'\\n ж猫 </s> "
+    system = {"role": "system", "content": odd}
+    for talk in (ANSWERS, [system, *ANSWERS], [{"role": "user", "content": odd}]):
+        for answer_next in (True, False):
+            made = by_jinja(name, talk, add_generation_prompt=answer_next)
+            assert made == written(name, talk, answer_next=answer_next)
 
 
 def learned(name, messages):
@@ -101,6 +128,8 @@ def test_pictures_go_in_front_or_where_the_question_says():
 def test_a_conversation_that_cannot_be_is_refused(messages, message):
     with pytest.raises(ValueError, match=message):
         written("qwen_2_5", messages)
+    with pytest.raises(TemplateError, match=message.replace("'", "")):
+        by_jinja("qwen_2_5", messages)
 
 
 def test_an_unknown_template_is_refused_with_the_known_ones():

@@ -6,6 +6,7 @@ where its answer begins.
 Source: the published understanding code (pictures padded to a square of grey).
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tokenflow._language import BatchFeature, ProcessorMixin
 from tokenflow.tokenizer.model import Encoded
-from tokenflow.tokenizer.processing import RESIZES, Pictures, to_batch
+from tokenflow.tokenizer.processing import RESIZES, Pictures, open_image, to_batch
 from tokenflow.understanding import prompts
 
 
@@ -27,7 +28,7 @@ class TokenFlowProcessor(ProcessorMixin):
         image_tokens: Positions of one picture, `config.image_tokens`.
         resize: How a picture becomes square: "pad" (as published), "crop", "squash".
         template: Name of the conversation's template, see `prompts.TEMPLATES`.
-        chat_template: Not used; transformers hands it over.
+        chat_template: For `apply_chat_template`, in Jinja; `template` when None.
 
     Raises:
         ValueError: `resize` or `template` is unknown, or a number below 1.
@@ -60,7 +61,19 @@ class TokenFlowProcessor(ProcessorMixin):
             tokenizer.add_tokens([prompts.IMAGE], special_tokens=True)
         self.image_size, self.image_tokens = image_size, image_tokens
         self.resize, self.template = resize, template
+        self._chat_template: str | None = None
         super().__init__(tokenizer, chat_template=chat_template)
+
+    @property
+    def chat_template(self) -> str:
+        """The conversation's template in Jinja, as `apply_chat_template` reads it."""
+        return self._chat_template or prompts.jinja(self.template)
+
+    @chat_template.setter
+    def chat_template(self, value: str | None) -> None:
+        # what is only `template` in other words follows it when it changes
+        same = value is None or value == prompts.jinja(self.template)
+        self._chat_template = None if same else value
 
     @property
     def image_token_id(self) -> int:
@@ -85,7 +98,15 @@ class TokenFlowProcessor(ProcessorMixin):
             question: Pictures go in front of it unless it holds `<image>` itself.
             pictures: How many there are.
             system: Other words for the system turn than the template's.
+
+        Raises:
+            ValueError: The question is empty (of the template "plain" it may be), or
+                holds `<image>` neither as often as there are pictures nor at all.
         """
+        if self.template != "plain" and not question.replace(prompts.IMAGE, "").strip():
+            raise ValueError(
+                f"prompt: question must have at least 1 word, got {question!r}"
+            )
         turns = [{"role": "user", "content": prompts.with_pictures(question, pictures)}]
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
@@ -106,18 +127,21 @@ class TokenFlowProcessor(ProcessorMixin):
         indices: Tensor | Encoded | None = None,
         resize: str | None = None,
         return_tensors: str = "pt",
+        padding: bool | str = True,
         **kwargs: Any,
     ) -> BatchFeature:
         """Make one batch.
 
         Args:
             images: Pictures in the order of the marks `<image>` in all prompts; what
-                `tokenizer.processing.to_batch` takes.
+                `tokenizer.processing.to_batch` takes, paths of files among them, or
+                a list of such for each prompt.
             text: One prompt or a list of B, from `prompt` or `chat`.
             indices: Instead of pictures: their tokens [n, L], or what `encode`
                 returned.
             resize: Another way to a square than the processor's.
             return_tensors: "pt".
+            padding: True or "longest": rows of a batch are always padded.
 
         Returns:
             `input_ids`, `attention_mask` and `position_ids` [B, T] int64, padded on
@@ -126,11 +150,16 @@ class TokenFlowProcessor(ProcessorMixin):
         Raises:
             ValueError: Pictures and marks are not as many, or both pictures and
                 indices are given.
+            TypeError: Something else is asked for.
         """
-        if kwargs or return_tensors != "pt":
+        # transformers names the kinds of input that a conversation does not have
+        others = {k: v for k, v in kwargs.items() if v is not None}
+        others |= {} if return_tensors == "pt" else {"return_tensors": return_tensors}
+        others |= {} if padding in (True, "longest") else {"padding": padding}
+        if others:
             raise TypeError(
-                "TokenFlowProcessor: takes images, text, indices, resize and "
-                f'return_tensors="pt", got {sorted(kwargs) or return_tensors!r}'
+                "TokenFlowProcessor: takes images, text, indices, resize, padding=True "
+                f'and return_tensors="pt", got {sorted(others)}'
             )
         if text is None:
             raise ValueError("TokenFlowProcessor: text must be given, got None")
@@ -159,7 +188,14 @@ class TokenFlowProcessor(ProcessorMixin):
         if indices is not None:
             indices = indices.indices if isinstance(indices, Encoded) else indices
             return {"indices": indices[None] if indices.ndim == 1 else indices}
-        if images is None or (isinstance(images, list | tuple) and not images):
+        if isinstance(images, str | os.PathLike):
+            images = [images]
+        if isinstance(images, list | tuple):
+            nested = [p if isinstance(p, list | tuple) else [p] for p in images]
+            images = [_opened(picture) for row in nested for picture in row]
+            if not images:
+                return {}
+        if images is None:
             return {}
         return {"pixel_values": to_batch(images, self.image_size, resize)}
 
@@ -183,6 +219,10 @@ class TokenFlowProcessor(ProcessorMixin):
     def batch_decode(self, rows: Any) -> list[str]:
         """Return the words of each row of generated ids."""
         return [self.decode(row) for row in rows]
+
+
+def _opened(picture: Any) -> Any:
+    return open_image(picture) if isinstance(picture, str | os.PathLike) else picture
 
 
 def positions(attention: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Stage 1 ("plain") is marked alike. The strings are the same.
 Source: the published understanding code; LLaVA-1.5, arXiv:2310.03744.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +169,67 @@ def render(
     if answer_next:
         pieces.append((frame.cue, False))
     return [piece for piece in pieces if piece[0]]
+
+
+_JINJA = """\
+{%- macro said(content) -%}
+{%- if content is string -%}{{ content }}{%- else -%}
+{%- for part in content -%}
+{%- if part['type'] == 'image' -%}{{ IMAGE }}
+{%- elif part['type'] == 'text' -%}{{ part['text'] }}
+{%- else -%}
+{{ raise_exception('a part must be an image or a text, got ' ~ part['type']) }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- set talk = namespace(turns=messages) -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+{{ SYSTEM_BEFORE ~ said(messages[0]['content']) ~ SYSTEM_BEHIND }}
+{%- set talk.turns = messages[1:] -%}
+{%- else -%}{{ SYSTEM }}
+{%- endif -%}
+{%- if not talk.turns -%}
+{{ raise_exception('at least one question is needed, got none') }}
+{%- endif -%}
+{%- for turn in talk.turns -%}
+{%- if turn['role'] == 'user' -%}
+{{ QUESTION_BEFORE ~ said(turn['content']) ~ QUESTION_BEHIND }}
+{%- elif turn['role'] == 'assistant' -%}
+{{ HEADER ~ said(turn['content']) ~ END }}
+{%- else -%}
+{{ raise_exception('a role must be user or assistant, got ' ~ turn['role']) }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ CUE }}{%- endif -%}
+"""
+
+
+def jinja(name: str) -> str:
+    """Return a template in Jinja, which writes what `render` and `text` write.
+
+    For `apply_chat_template` of transformers and for programs that read such files.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    frame = template(name)
+    system = "" if frame.system is None else frame.system.join(frame.system_frame)
+    words = {
+        "IMAGE": f"{IMAGE}\n",
+        "SYSTEM_BEFORE": frame.system_frame[0],
+        "SYSTEM_BEHIND": frame.system_frame[1],
+        "SYSTEM": system,
+        "QUESTION_BEFORE": frame.question_frame[0],
+        "QUESTION_BEHIND": frame.question_frame[1],
+        "HEADER": frame.header + frame.lead,
+        "END": frame.end + frame.after,
+        "CUE": frame.cue,
+    }
+    sets = [
+        f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in words.items()
+    ]
+    return "".join(sets) + _JINJA
 
 
 def text(pieces: Sequence[Piece]) -> str:
