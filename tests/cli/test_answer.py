@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tiny_understanding as tiny
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,35 @@ def test_marks_that_do_not_fit_are_usage(run, speaker):
     asked = "Is <image> like <image>?"
     code, out, err = run("answer", "one.png", asked, "-m", speaker[1])
     assert (code, out) == (2, "") and "once for each of 1 pictures" in err
+
+
+@pytest.mark.parametrize(
+    ("question", "complaint"),
+    [
+        ("", "at least 1 word"),
+        ("why " * 200, "at most 512 positions"),
+    ],
+)
+def test_what_cannot_be_asked_is_usage(run, speaker, question, complaint):
+    code, out, err = run("answer", "one.png", question, "-m", speaker[1])
+    assert (code, out) == (2, "")
+    assert complaint in " ".join(err.replace("│", " ").split())
+
+
+def test_an_oversize_picture_is_named_with_its_size(run, speaker):
+    Image.new("1", (10_001, 10_000)).save("wide.png")
+    code, out, err = run("answer", "wide.png", "Q", "-m", speaker[1])
+    assert (code, out) == (1, "") and "wide.png" in err
+    assert "at most 100,000,000 pixels, got 10001×10000 = 100,010,000" in err
+
+
+@pytest.mark.slow
+def test_a_user_s_own_process_answers(shell, speaker, tmp_path):
+    model, folder = speaker
+    words = ("answer", "one.png", "What is it?", "-m", folder, "--max-tokens", "6")
+    code, out, err = shell(*words, "--device", "cpu")
+    told = model.answer(tiny.picture(1), "What is it?", max_new_tokens=6)
+    assert (code, out, err) == (0, told + "\n", "")
 
 
 def test_no_such_model_is_the_environment(run, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Questions about scenes scored by hand; predictions in each benchmark's format."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -151,5 +152,35 @@ def test_the_command_answers_a_benchmark(tmp_path):
     made = run(app, [*task, *files, "-o", str(tmp_path / "out.json"), "--json"])
     assert made.exit_code == 0, made.output
     assert json.loads((tmp_path / "out.json").read_text())[0]["questionId"] == "a1"
+    (tmp_path / "q.jsonl").write_text(
+        '{"questionId": "a0", "image": "gone.png", "question": "What?"}\n'
+        '{"questionId": "a1", "image": "x.png", "question": "What?"}\n'
+        '{"questionId": "a2", "image": "q.jsonl", "question": "What?"}\n'
+    )
+    part = run(app, [*task, *files, "-o", str(tmp_path / "part.json"), "--json"])
+    assert part.exit_code == 1  # the others were answered
+    said = [json.loads((tmp_path / n).read_text()) for n in ("out.json", "part.json")]
+    assert said[0] == said[1]
+    told = json.loads(part.stdout)
+    assert told["questions"] == 1
+    names = [Path(entry["input"]).name for entry in told["failed"]]
+    assert names == ["gone.png", "q.jsonl"]
     assert run(app, task).exit_code == 2
     assert run(app, ["understanding", "--out", "x"]).exit_code == 2
+
+
+def test_the_command_scores_scenes(tmp_path, emoji_font):
+    from tokenflow.cli.evaluate import app
+
+    made = model()
+    made.save_pretrained(tmp_path)
+    words = ["understanding", "-m", str(tmp_path), "--count", "5", "-b", "3"]
+    words += ["--device", "cpu"]
+    told = CliRunner().invoke(app, [*words, "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert found["all"]["questions"] == 5 and found["task"] == "scenes-vqa"
+    expected = evaluate_scenes(made, 5, batch_size=3)
+    assert found["kinds"] == expected["kinds"] and found["all"] == expected["all"]
+    table = CliRunner().invoke(app, words)
+    assert table.stdout == questions.as_text(expected) + "\n"

@@ -1,7 +1,7 @@
 """`tokenflow answer`: a question about a picture, answered as the words come."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +24,14 @@ def answer(
     ],
     model: Model = "mini",
     max_words: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Length of the answer, at most.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            min=1,
+            help="Length of the answer, at most; 512 if not given, or less where the "
+            "model's context is full.",
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the likeliest word each time.")
     ] = 0.0,
@@ -55,7 +61,9 @@ def answer(
     import torch
 
     speaker = load_model(model, device, "TokenFlowForUnderstanding")
-    how = {"max_new_tokens": max_words, "do_sample": temperature > 0}
+    how: dict[str, Any] = {"do_sample": temperature > 0}
+    if max_words is not None:
+        how["max_new_tokens"] = max_words
     if temperature > 0:
         how["temperature"] = temperature
     if seed is not None:

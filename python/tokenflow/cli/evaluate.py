@@ -264,7 +264,8 @@ def understanding(
     """Ask about pictures: exact answers about scenes, or a benchmark's predictions.
 
     Questions about scenes are scored per kind, beside blind and most frequent answers.
-    A benchmark's predictions are written for its own script to score.
+    A benchmark's predictions are written for its own script to score; pictures that
+    cannot be read are listed and their questions left out.
     """
     from tokenflow.evaluation import benchmarks
     from tokenflow.evaluation import questions as scenes
@@ -288,18 +289,28 @@ def understanding(
 
     if task != "scenes-vqa":
         assert images is not None and out is not None
+        folder, report = images, Report()
+
+        def failed(name: str, error: Exception) -> None:
+            report.fail(folder / name, error)
+
         try:
             answers = benchmarks.predict(
-                judged, asked, images, batch_size=batch_size, watch=watch
+                judged, asked, images, batch_size=batch_size, watch=watch, failed=failed
             )
         except ValueError as error:
             raise OSError(str(error)) from error
         benchmarks.write_predictions(out, task, asked, answers)
-        result = {"model_name": model, "task": task, "questions": len(asked)}
+        _list(report)
+        count = len(asked) - len(report.failed)
+        result = {"model_name": model, "task": task, "questions": count}
         if as_json:
-            say_json({**result, "out": str(out)})
+            say_json({**result, "out": str(out), "failed": report.failed})
         else:
-            typer.echo(f"{out}: {len(asked)} answers")
+            typer.echo(f"{out}: {count} answers")
+        if report.failed:
+            note(f"{len(report.failed)} of {len(asked)} pictures failed")
+            raise typer.Exit(1)
         return
     found = scenes.evaluate_scenes(
         judged,

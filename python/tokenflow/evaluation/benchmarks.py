@@ -72,17 +72,41 @@ def predict(
     *,
     batch_size: int = 8,
     watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> list[str]:
+    failed: Callable[[str, Exception], None] | None = None,
+) -> list[str | None]:
     """Return the model's answer to each question.
 
+    Args:
+        model: Who is asked.
+        questions: Of `read_questions`.
+        images: Folder of their pictures.
+        batch_size: Questions at a time.
+        watch: Wraps what is gone through, for a progress bar.
+        failed: Takes the name of a picture that is not there or cannot be read, and
+            why; the question's answer is then None, the others of its batch go on.
+
     Raises:
-        OSError: A picture is not there.
-        ValueError: A picture cannot be read.
+        OSError: A picture is not there, and there is no `failed`.
+        ValueError: One cannot be read, likewise; or a prompt is longer than the
+            language model's context.
     """
-    answers: list[str] = []
+    answers: list[str | None] = []
     for part in watch(list(in_batches(questions, batch_size))):
-        pictures = [open_image(images / asked["image"]) for asked in part]
-        answers += ask(model, [prompt(asked["text"]) for asked in part], pictures)
+        good, pictures = [], []
+        for place, asked in enumerate(part):
+            try:
+                pictures.append(open_image(images / asked["image"]))
+            except (OSError, ValueError) as error:
+                if failed is None:
+                    raise
+                failed(asked["image"], error)
+            else:
+                good.append(place)
+        found: list[str | None] = [None] * len(part)
+        said = ask(model, [prompt(part[i]["text"]) for i in good], pictures)
+        for place, answer in zip(good, said, strict=True):
+            found[place] = answer
+        answers += found
     return answers
 
 
@@ -96,13 +120,17 @@ def write_predictions(
     path: Path,
     benchmark: str,
     questions: Sequence[dict[str, Any]],
-    answers: Sequence[str],
+    answers: Sequence[str | None],
 ) -> None:
-    """Write answers the way a benchmark's script reads them; see above."""
-    pairs = list(zip(questions, answers, strict=True))
+    """Write answers the way a benchmark's script reads them; None is left out."""
+    pairs = [
+        (asked, answer)
+        for asked, answer in zip(questions, answers, strict=True)
+        if answer is not None
+    ]
     if benchmark == "mme":
         path.mkdir(parents=True, exist_ok=True)
-        for category in sorted({asked["category"] for asked in questions}):
+        for category in sorted({asked["category"] for asked, _ in pairs}):
             lines = [
                 "\t".join(
                     _line(part)

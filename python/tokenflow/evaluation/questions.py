@@ -78,6 +78,8 @@ def ask(
     new_words: int = NEW_WORDS,
 ) -> list[str]:
     """Return the likeliest answers to questions, one picture each or none at all."""
+    if not questions:
+        return []
     processor = model.processor
     prompts = [processor.prompt(q, 0 if pictures is None else 1) for q in questions]
     images = None if pictures is None else list(pictures)

@@ -40,14 +40,15 @@ def answer(
         system: Other words for the system turn than the template's.
         stream: Return an iterator of the answer's pieces as they come.
         generate: What `generate` takes. Without it the likeliest word is taken each
-            time, until the answer ends or has 512 tokens.
+            time, until the answer ends, has 512 tokens, or the context is full.
 
     Returns:
         The answer; or, with `stream`, its pieces, whose sum it is.
 
     Raises:
-        ValueError: The question holds `<image>` another number of times, both images
-            and indices are given, or the model has no processor.
+        ValueError: The question is empty, or holds `<image>` another number of times,
+            both images and indices are given, the prompt is longer than the language
+            model's context, or the model has no processor.
     """
     processor = self.processor
     if isinstance(images, Encoded) and indices is None:
@@ -58,10 +59,13 @@ def answer(
     inputs = processor(
         pictures.get("pixel_values"), prompt, indices=pictures.get("indices")
     ).to(_device(self))
+    self.check_context(inputs["input_ids"])
     own = self.generation_config.eos_token_id
     own = own if isinstance(own, list) else [] if own is None else [own]
     if "generation_config" not in generate:
-        generate.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+        length = inputs["input_ids"].shape[1]
+        room = MAX_NEW_TOKENS if self.context is None else self.context - length
+        generate.setdefault("max_new_tokens", min(MAX_NEW_TOKENS, max(1, room)))
         generate.setdefault("do_sample", False)
         stops = sorted({*own, *processor.stop_ids})
         if stops:

@@ -123,6 +123,26 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         where = features.device if weight.device.type == "meta" else weight.device
         return self.projector(features.to(where, weight.dtype))
 
+    @property
+    def context(self) -> int | None:
+        """Positions that the language model is made for, None where it names none."""
+        return getattr(self.config.text_config, "max_position_embeddings", None)
+
+    def check_context(self, input_ids: Tensor) -> None:
+        """Refuse prompts [B, T] that are longer than the language model's context.
+
+        Raises:
+            ValueError: They are; the message has the numbers.
+        """
+        length = input_ids.shape[1]
+        if self.context is not None and length > self.context:
+            seen = (input_ids == self.config.image_token_id).sum(1).max()
+            raise ValueError(
+                f"embed: a prompt must have at most {self.context} positions, the "
+                f"language model's context, got {length}, {int(seen)} of them of "
+                "pictures"
+            )
+
     def embed(
         self,
         input_ids: Tensor,
@@ -139,8 +159,11 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
             [B, T, width].
 
         Raises:
-            ValueError: There are more places than features, or fewer.
+            ValueError: There are more places than features, or fewer, or a prompt is
+                longer than the language model's context.
         """
+        if not torch.compiler.is_compiling():
+            self.check_context(input_ids)
         places = input_ids == self.config.image_token_id
         words = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
         if pixel_values is None and indices is None:
