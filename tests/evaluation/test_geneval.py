@@ -131,10 +131,12 @@ def test_a_blind_detector_is_not_trusted(emoji_font):
 
 
 class Painter:
-    """Draws noise of its generator."""
+    """Draws noise of each prompt's generator."""
 
-    def generate(self, prompt, *, generator, num_images, output, **settings):
-        return torch.rand(num_images, 3, 32, 32, generator=generator) * 2 - 1
+    def generate(self, prompts, *, generator, num_images, output, **settings):
+        assert len(prompts) == len(generator)
+        made = [torch.rand(num_images, 3, 32, 32, generator=one) for one in generator]
+        return torch.cat(made) * 2 - 1
 
 
 class Sees:
@@ -171,3 +173,8 @@ def test_a_prompts_pictures_do_not_depend_on_the_others():
     first = [image for _, image, _ in geneval.draw(Painter(), wanted[:1], **settings)]
     assert all(map(torch.equal, all_of_them, first))
     assert not torch.equal(all_of_them[0], all_of_them[2])
+    for batch in (1, 4, 5):
+        found = [*geneval.draw(Painter(), wanted, **settings, batch=batch)]
+        assert all(map(torch.equal, [image for _, image, _ in found], all_of_them))
+        assert [number for number, *_ in found] == [0, 0, 1, 1, 2, 2]
+        assert all(one is wanted[number] for number, _, one in found)

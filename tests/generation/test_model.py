@@ -31,18 +31,16 @@ def seeded(seed=0):
 
 
 def test_words_become_pictures(model):
-    pictures = model.generate(
-        ["two cats", "a dog"], num_images=2, generator=seeded(), **FAST
-    )
+    pictures = model.generate(["ab", "c d"], num_images=2, generator=seeded(), **FAST)
     assert [picture.size for picture in pictures] == [(12, 12)] * 4
     again = model.generate(
-        ["two cats", "a dog"], num_images=2, generator=seeded(), output="pt", **FAST
+        ["ab", "c d"], num_images=2, generator=seeded(), output="pt", **FAST
     )
     assert again.shape == (4, 3, 12, 12) and again.abs().max() <= 1
-    tokens = model.generate("two cats", generator=seeded(), output="tokens", **FAST)
+    tokens = model.generate("ab", generator=seeded(), output="tokens", **FAST)
     assert tokens.shape == (1, 14) and tokens.dtype == torch.int64
     redrawn = model.image_tokenizer.decode(tokens)[0]
-    one = model.generate("two cats", generator=seeded(), **FAST)[0]
+    one = model.generate("ab", generator=seeded(), **FAST)[0]
     assert redrawn.tobytes() == one.tobytes()
 
 
@@ -91,6 +89,13 @@ def test_the_negative_prompt_is_the_configs_unless_told(model, monkeypatch):
         ("a", {"num_images": 0}, ValueError, "num_images must be ≥ 1"),
         ([], {}, ValueError, "prompts must be at least one text"),
         ([3], {}, TypeError, "each prompt must be a str"),
+        ("", {}, ValueError, "prompts must say something, got ''"),
+        (["a", " "], {}, ValueError, r"prompts\[1\] must say something"),
+        ("abcdef", {}, ValueError, "prompts must have at most 5 tokens, got 6"),
+        ("a", {"negative_prompt": "abcdef"}, ValueError, "negative_prompt must have"),
+        ("a", {"guidance_scale": -1}, ValueError, "guidance_scale must be ≥ 0"),
+        ("a", {"refinement": [(600,), (0.6,)]}, ValueError, "must be pairs"),
+        (["a", "b"], {"generator": [None]}, ValueError, "one or 2, one for each"),
         (["a", "b"], {"negative_prompt": ["c"] * 3}, ValueError, "one or 2"),
         (torch.zeros(3), {}, ValueError, r"must be \[B, P\] integers"),
         (torch.zeros(1, 4), {}, ValueError, "integers"),
@@ -99,6 +104,44 @@ def test_the_negative_prompt_is_the_configs_unless_told(model, monkeypatch):
 def test_what_is_no_prompt_or_setting_is_told(model, given, settings, error, words):
     with pytest.raises(error, match=words):
         model.generate(given, **{**FAST, **settings})
+
+
+def test_words_that_the_tokenizer_has_not_are_named(model, monkeypatch):
+    monkeypatch.setattr(Words, "unk_token_id", 3 + ord("q") % 17, raising=False)
+    with pytest.raises(ValueError, match=r"prompts\[1\] must be of .* 'qa' is not"):
+        model.generate(["a", "b qa"], **FAST)
+
+
+def test_more_pictures_than_fit_are_refused_before_any_work(model, monkeypatch):
+    from tokenflow.generation import memory
+
+    facts = {"guided": True, "passes": 1, "scales": model.scales}
+    one = memory.needed(model, 1, 7, **facts)
+    layers, width, positions = 2, 2 * 2 * 8, 7 + 13
+    assert one > 4 * 2 * layers * width * positions  # the keys and values alone
+    assert memory.needed(model, 9, 7, **facts) == 9 * one
+    assert memory.needed(model, 1, 7, **{**facts, "guided": False}) < one
+    assert memory.needed(model, 1, 7, **{**facts, "scales": model.scales[:1]}) < one
+    monkeypatch.setattr(memory, "available", lambda device: 5 * one)
+    monkeypatch.setattr(model.llama, "forward", None)  # nothing may run
+    with pytest.raises(ValueError, match="6 pictures .* draw at most [45] at a time"):
+        model.generate(["a", "b"], num_images=3, **FAST)
+
+
+def test_each_prompt_may_have_a_generator_of_its_own(model):
+    words, seeds = ["a", "bcd", "ef"], (5, 6, 7)
+    together = model.generate(
+        words,
+        num_images=2,
+        generator=[seeded(seed) for seed in seeds],
+        output="tokens",
+        **FAST,
+    )
+    for row, (word, seed) in enumerate(zip(words, seeds, strict=True)):
+        alone = model.generate(
+            word, num_images=2, generator=seeded(seed), output="tokens", **FAST
+        )
+        assert torch.equal(together[2 * row : 2 * row + 2], alone)
 
 
 def test_words_need_a_text_tokenizer():
@@ -185,7 +228,6 @@ def test_part_of_a_picture_is_no_training_example():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scales": [2, 4]}, "scales must begin with one token"),
         ({"pad_id": 512}, "pad_id must be a text id"),
         ({"image_start": 0}, "image_start must be ≥ 1"),
         ({"embedded": 3}, "embedded must be ≥ image_start"),

@@ -60,6 +60,17 @@ def test_ids_in_front_are_never_drawn_but_take_part_in_the_stream():
     assert found.min() >= 0 and found.max() < 9
 
 
+def test_generators_share_the_rows():
+    logits = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(0))
+    found = sampling.draw(
+        logits, 0, 0.9, [torch.Generator().manual_seed(s) for s in (1, 2)], before=3
+    )
+    for seed, part in ((1, slice(0, 2)), (2, slice(2, 4))):
+        draw = torch.Generator().manual_seed(seed)
+        alone = sampling.draw(logits[part], 0, 0.9, draw, before=3)
+        assert torch.equal(found[part], alone)
+
+
 def test_draws_follow_the_probabilities():
     odds = torch.tensor([0.5, 0.3, 0.2])
     logits = odds.log().expand(1, 20000, 3)
@@ -78,6 +89,9 @@ def test_draws_follow_the_probabilities():
         (1.0, [(1, 1.5)], r"p in \[0, 1\]"),
         (1.0, [(-1, 0.5)], "k ≥ 0"),
         (1.0, [(1, 0.5, 3)], "pairs"),
+        (1.0, [(1, 0.5), (1,)], "pairs"),
+        (1.0, [(1200, 1), (0.8, 0.0)], "whole k"),  # all k, then all p
+        (1.0, [(600, 0.6), 3], "got 3"),
     ],
 )
 def test_settings_out_of_range_are_told(guidance, refinement, words):

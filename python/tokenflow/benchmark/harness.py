@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenflow.benchmark import memory
+from tokenflow._memory import available
 from tokenflow.benchmark.load import Sample, measurable
 from tokenflow.benchmark.method import Method, Values, load
 
@@ -397,7 +397,7 @@ def obstacle(method: Method, values: Values, device: str = "cpu") -> str:
         return f"runs on {method.device} alone"
     if unfit := method.fits(values):
         return unfit
-    takes, free = method.takes(values), memory.available()
+    takes, free = method.takes(values), available()
     if free is not None and takes > max(0, free - _SPARE) and device == "cpu":
         return f"needs {takes / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
     return ""

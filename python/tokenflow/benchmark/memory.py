@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tokenflow._memory import kilobytes
+
 _SELF = Path("/proc/self")
 
 
@@ -38,18 +40,5 @@ def peak_extra(call: Callable[[], Any], device: torch.device) -> int | None:
     return max(0, _status("VmHWM") - before)
 
 
-def available() -> int | None:
-    """Bytes that could be allocated now."""
-    try:
-        return _kilobytes(Path("/proc/meminfo").read_text(), "MemAvailable")
-    except OSError:
-        return None
-
-
 def _status(name: str) -> int:
-    return _kilobytes((_SELF / "status").read_text(), name)
-
-
-def _kilobytes(text: str, name: str) -> int:
-    (line,) = (row for row in text.splitlines() if row.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return kilobytes((_SELF / "status").read_text(), name)

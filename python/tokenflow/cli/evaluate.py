@@ -1,11 +1,11 @@
 """`tokenflow evaluate`: how good a model is, in numbers."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tokenflow.cli._evaluate_generation import generation
 from tokenflow.cli._options import (
     BatchSize,
     Device,
@@ -26,11 +26,7 @@ GRID = 32  # pictures on the sheet of --grid
 WEIGHTS = "; see docs/evaluation.md"
 
 app = typer.Typer(help="How good a model is, in numbers.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    pass  # a callback makes this a group while it has one command
+app.command()(generation)
 
 
 @app.command()
@@ -115,117 +111,6 @@ def reconstruction(
     if report.failed:
         note(f"{len(report.failed)} of {len(pictures)} pictures failed")
         raise typer.Exit(1)
-
-
-@app.command()
-def generation(
-    detector: Annotated[
-        Path,
-        typer.Option(help="Folder of a judge, from `tokenflow train detector`."),
-    ],
-    model: Model = "mini",
-    task: Annotated[
-        Literal["scenes-geneval"],
-        typer.Option(help="Prompts of GenEval's six categories, of our small world."),
-    ] = "scenes-geneval",
-    split: Annotated[
-        Literal["heldout", "objects", "combinations"],
-        typer.Option(help="objects, combinations: what training never showed."),
-    ] = "heldout",
-    prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts of each category.")
-    ] = 100,
-    images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
-    refinement: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1, max=3, help="Looks at each scale; 3 if not given. Again for a table."
-        ),
-    ] = None,
-    guidance: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--guidance-scale", min=0.0, help="7.5 if not given. Again for a table."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write pictures and prompts here as GenEval's own judge "
-            "reads them; of one setting only."
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Judge with a detector that is not good enough."),
-    ] = False,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """Draw prompts and have a detector say whether the pictures show what they say.
-
-    Beside the scores stand those of true pictures that the model's tokenizer redraws,
-    and how often the detector is right.
-    """
-    from tqdm import tqdm
-
-    from tokenflow.evaluation import geneval
-    from tokenflow.evaluation.detector import Detector
-    from tokenflow.generation.sampling import PASSES
-
-    settings = [(g, r) for g in guidance or [7.5] for r in refinement or [3]]
-    if output is not None and len(settings) > 1:
-        raise typer.BadParameter("--output takes the pictures of one setting only")
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise typer.BadParameter(f"--output: {output} is not empty")
-    try:
-        judge = Detector.from_pretrained(detector)
-    except (FileNotFoundError, ValueError) as error:
-        raise typer.BadParameter(f"--detector: {error}") from None
-    drawer = load_model(model, device, "TokenFlowForGeneration")
-    judge.to(drawer.device)
-    true = geneval.true_pictures(
-        prompts, drawer.image_tokenizer.config.image_size, split
-    )
-    checked = geneval.check_detector(judge, true)
-    if not (force or geneval.trusted(checked)):
-        shares = ", ".join(f"{k} {v['mean']:.1%}" for k, v in checked.items())
-        note(
-            f"failed: the detector is right less often than {geneval.TRUSTED:.0%} "
-            f"({shares}); train it longer, or judge all the same with --force"
-        )
-        raise typer.Exit(1)
-    ceiling = geneval.redrawn(drawer.image_tokenizer, true)
-    result = {
-        "model": model,
-        "task": task,
-        "split": split,
-        "detector": checked,
-        "ceiling": geneval.accuracies(geneval.judge(judge, ceiling)),
-    }
-    wanted, scores = geneval.tasks(prompts, split), []
-    total = len(wanted) * images * len(settings)
-    with tqdm(total=total, unit="picture", disable=None, file=sys.stderr) as bar:
-        for strength, passes in settings:
-            found = geneval.evaluate_generation(
-                drawer,
-                wanted,
-                judge,
-                guidance=strength,
-                refinement=PASSES[passes],
-                images=images,
-                seed=seed,
-                output=output,
-                tick=bar.update,
-            )
-            scores.append({"guidance": strength, "passes": passes, "scores": found})
-    result |= {"prompts": len(wanted), "pictures": len(wanted) * images}
-    result["scores"] = scores
-    if as_json:
-        say_json(result)
-    else:
-        typer.echo(geneval.as_text(result))
 
 
 @app.command()

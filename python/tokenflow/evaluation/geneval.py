@@ -205,24 +205,28 @@ def draw(
     refinement: Sequence[tuple[int, float]],
     images: int = 4,
     seed: int = 0,
+    batch: int = 32,
 ) -> Iterator[tuple[int, Tensor, Wanted]]:
     """Yield (number of the prompt, uint8 picture, prompt), `images` of each prompt.
 
-    Prompt number i is drawn with a generator of its own, so that the
-    others do not change its pictures.
+    Prompt number i is drawn with a generator of its own, so that the others do not
+    change its pictures; about `batch` pictures are drawn at a time.
     """
-    for number, one in enumerate(wanted):
-        generator = torch.Generator().manual_seed(seed + number)
+    many = max(1, batch // images)
+    for start in range(0, len(wanted), many):
+        part = wanted[start : start + many]
+        seeds = range(seed + start, seed + start + len(part))
         made = model.generate(
-            one["prompt"],
+            [one["prompt"] for one in part],
             guidance_scale=guidance,
             refinement=refinement,
-            generator=generator,
+            generator=[torch.Generator().manual_seed(number) for number in seeds],
             num_images=images,
             output="pt",
         )
-        for image in to_uint8(made).cpu():
-            yield number, image, one
+        for count, image in enumerate(to_uint8(made).cpu()):
+            number = count // images
+            yield start + number, image, part[number]
 
 
 def write(
@@ -252,6 +256,7 @@ def evaluate_generation(
     refinement: Sequence[tuple[int, float]],
     images: int = 4,
     seed: int = 0,
+    batch: int = 32,
     output: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -264,6 +269,7 @@ def evaluate_generation(
         guidance, refinement: As of `generate`.
         images: Pictures of each prompt.
         seed: Of the draws.
+        batch: Pictures at a time, about.
         output: Folder for pictures and prompts in GenEval's layout; None for none.
         tick: Called after each picture.
 
@@ -273,7 +279,7 @@ def evaluate_generation(
 
     def drawn() -> Iterator[tuple[Tensor, Wanted]]:
         settings = {"guidance": guidance, "refinement": refinement, "images": images}
-        made = draw(model, wanted, **settings, seed=seed)
+        made = draw(model, wanted, **settings, seed=seed, batch=batch)
         for count, (number, image, one) in enumerate(made):
             if output is not None:
                 write(output, number, count % images, image, one)
@@ -281,25 +287,3 @@ def evaluate_generation(
             yield image, one
 
     return accuracies(judge(detector, drawn()))
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """Return a result of the command as a table to read."""
-    names = [name for name in result["detector"]["true"] if name != "mean"]
-    lines = [
-        f"{result['pictures']} pictures of {result['prompts']} prompts, split "
-        f"{result['split']}; accuracy in percent",
-        f"{'':<26}" + "".join(f"{name[:13]:>14}" for name in [*names, "mean"]),
-    ]
-
-    def row(name: str, scores: dict[str, float]) -> str:
-        cells = (f"{100 * scores[key]:>14.1f}" for key in [*names, "mean"])
-        return f"{name:<26}" + "".join(cells)
-
-    for one in result["scores"]:
-        name = f"guidance {one['guidance']:g}, {one['passes']} pass"
-        lines.append(row(name + "es" * (one["passes"] > 1), one["scores"]))
-    lines.append(row("ceiling (redrawn truth)", result["ceiling"]))
-    lines.append(row("detector, true pictures", result["detector"]["true"]))
-    lines.append(row("detector, spoilt prompts", result["detector"]["spoilt"]))
-    return "\n".join(lines)

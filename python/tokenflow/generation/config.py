@@ -60,7 +60,8 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
     Args:
         language: Keyword arguments of `transformers.LlamaConfig`; the vocabulary
             follows from the fields below.
-        scales: The schedule of the image tokenizer, coarse to fine.
+        scales: The schedule of the image tokenizer, coarse to fine. Where the first
+            has several tokens, they are drawn one by one; see `inputs`.
         codebook_size: Entries K of its books.
         code_width: Width Ds + Dp of one entry.
         image_start: Id of entry 0; everything below is text.
@@ -95,12 +96,7 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
         self.language = {**_MINI, **(self.language or {})}
-        first = as_pairs(self.scales)[0]
-        if first != (1, 1):
-            raise ValueError(
-                "TokenFlowGenerationConfig: scales must begin with one token, which "
-                f"the prompt's last position predicts, got {self.scales}"
-            )
+        as_pairs(self.scales)  # raises where they are none
         self.embedded = self.image_start if self.embedded is None else self.embedded
         self.scales = [s if isinstance(s, int) else list(s) for s in self.scales]
         _check(self)

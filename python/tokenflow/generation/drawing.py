@@ -31,7 +31,7 @@ def draw_scales(
     guidance: float,
     passes: list[tuple[int, float]],
     scales: Scales,
-    generator: torch.Generator | None = None,
+    generator: sampling.Generators = None,
 ) -> Iterator[Tensor]:
     """Yield each scale's tokens.
 
@@ -42,44 +42,77 @@ def draw_scales(
         guidance: t of the last scale of the model's schedule.
         passes: (k, p) of each look at a scale; the first scale has one.
         scales: The first few of the model's.
-        generator: For the draws.
+        generator: For the draws; several share the rows evenly.
 
     Yields:
         [B, sh·sw] int64 in [0, K), scale after scale.
     """
-    if not guidance:
-        unwanted = None
-    rows = wanted if unwanted is None else torch.cat([wanted, unwanted])
-    prompts, order = rows.unique(dim=0, return_inverse=True)
-    last, kept, real = _read_prompts(model, prompts)
-    batch, width = wanted.shape
-    logits = sampling.guide(model.image_logits(last[order[:batch], None]), None, 0)
-    indices = _draw(model, logits, passes[0], generator)
-    yield indices
+    rows = wanted if unwanted is None or not guidance else torch.cat([wanted, unwanted])
     counts, n = token_counts(scales), len(model.scales)
-    cache = Cache(kept, order, sum(counts[1:]))
-    mask = None if real.all() else real[order, None, None]
-    total = inputs.as_map(model.entries(indices), scales[0])
-    start = 1  # image positions so far, the prompt's last included
-    for number, (scale, count) in enumerate(zip(scales, counts, strict=True)):
-        if not number:
-            continue
+    sequence = _Sequence(model, rows, len(wanted), sum(counts) - 1)
+
+    def draw(hidden: Tensor, number: int, limits: tuple[int, float]) -> Tensor:
         strength = sampling.guidance_at(number, n, guidance)
+        logits = model.image_logits(hidden if strength else hidden[: len(wanted)])
+        parts = logits.split(len(wanted))
+        logits = sampling.guide(parts[0], parts[-1], strength)
+        before = model.config.image_start
+        return sampling.draw(logits, *limits, generator, before=before)
+
+    drawn = [draw(sequence.last, 0, passes[0])]
+    while len(drawn) < counts[0]:
+        hidden = sequence.look(model.entries(drawn[-1]), 0)
+        sequence.settle()
+        drawn.append(draw(hidden, 0, passes[0]))
+    indices = torch.cat(drawn, dim=1)
+    yield indices
+    total = inputs.as_map(model.entries(indices), scales[0])
+    for number, scale in enumerate(scales[1:], 1):
         before = total = inputs.enlarge(total, scale)
-        places = width - 1 + torch.arange(start, start + count, device=rows.device)
-        seen = None if mask is None else F.pad(mask, (0, start - 1 + count), value=True)
         for turn, limits in enumerate(passes):
-            x = model.embed_image(inputs.as_rows(total), number, start)
-            x = x.repeat(len(rows) // batch, 1, 1)
-            logits = model.image_logits(model.llama(x, places, seen, cache))
-            logits = sampling.guide(logits[:batch], logits[batch:], strength)
-            indices = _draw(model, logits, limits, generator)
+            hidden = sequence.look(inputs.as_rows(total), number)
+            indices = draw(hidden, number, limits)
             total = before + inputs.as_map(model.entries(indices), scale)
             if not turn and len(passes) > 1 and number + 1 < len(scales):
-                cache.hold()
-        cache.settle()
-        start += count
+                sequence.cache.hold()
+        sequence.settle()
         yield indices
+
+
+class _Sequence:
+    """Prompts and the image positions behind them, as far as they are known.
+
+    Args:
+        model: Whose layers run.
+        rows: [R, P] int64, wanted and unwanted prompts.
+        batch: How many of them are wanted; all others see the same pictures.
+        room: Image positions to come.
+    """
+
+    def __init__(
+        self, model: "TokenFlowForGeneration", rows: Tensor, batch: int, room: int
+    ) -> None:
+        self.model, self.copies, self.width = model, len(rows) // batch, rows.shape[1]
+        prompts, order = rows.unique(dim=0, return_inverse=True)
+        last, kept, real = _read_prompts(model, prompts)
+        self.last = last[order, None]  # [R, 1, width], what predicts the first token
+        self.cache = Cache(kept, order, room)
+        self.mask = None if real.all() else real[order, None, None]
+        self.known = 0  # image positions
+
+    def look(self, rows: Tensor, number: int) -> Tensor:
+        """Run the next positions, of scale `number`: [B, n, C] → [R, n, width]."""
+        start, end = self.known, self.known + rows.shape[1]
+        x = self.model.embed_image(rows, number, start + 1)
+        places = self.width + torch.arange(start, end, device=rows.device)
+        seen = None if self.mask is None else F.pad(self.mask, (0, end), value=True)
+        x = x.repeat(self.copies, 1, 1)
+        return self.model.llama(x, places, seen, self.cache)
+
+    def settle(self) -> None:
+        """Go on behind the positions that were looked at."""
+        self.known += self.cache.pending
+        self.cache.settle()
 
 
 def _read_prompts(
@@ -100,12 +133,3 @@ def _read_prompts(
     places = torch.arange(cut, width, device=prompts.device)
     out = model.llama(model.embed_prompt(prompts), places, seen, kept=kept)
     return out[:, -1], kept, real
-
-
-def _draw(
-    model: "TokenFlowForGeneration",
-    logits: Tensor,
-    limits: tuple[int, float],
-    generator: torch.Generator | None,
-) -> Tensor:
-    return sampling.draw(logits, *limits, generator, before=model.config.image_start)

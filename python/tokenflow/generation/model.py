@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tokenflow import checkpoint
 from tokenflow._transformers import ModelOutput, PreTrainedModel, register
-from tokenflow.generation import drawing, folders, inputs, sampling
+from tokenflow.generation import drawing, folders, inputs, memory, sampling
 from tokenflow.generation.config import TokenFlowGenerationConfig
 from tokenflow.generation.llama import Llama, LlamaConfig
 from tokenflow.generation.prompts import Prompts, as_pair
@@ -28,6 +28,7 @@ from tokenflow.tokenizer.scales import as_pairs
 
 OUTPUTS = ("pil", "tokens", "pt")
 IGNORED = -100  # a label that is not learned
+DECODED = 32  # pictures at a time
 
 Pictures = list[Image.Image] | Tensor
 
@@ -235,7 +236,7 @@ class TokenFlowForGeneration(PreTrainedModel):
         guidance_scale: float = 7.5,
         refinement: sampling.Refinement = sampling.THREE_PASSES,
         negative_prompt: Prompts | None = None,
-        generator: torch.Generator | None = None,
+        generator: sampling.Generators = None,
         num_images: int = 1,
         scales: int | Sequence | None = None,
         output: str = "pil",
@@ -251,7 +252,10 @@ class TokenFlowForGeneration(PreTrainedModel):
                 keep all. `sampling.THREE_PASSES` (the paper's) or `ONE_PASS`.
             negative_prompt: One text for all, one each, or ids; the config's when None.
             generator: For the draws; torch's own when None. One seed gives the same
-                tokens on every device if the generator stays on the CPU.
+                tokens on every device if the generator stays on the CPU. A list has
+                one for each prompt, whose pictures then are those it would have alone
+                (but for draws that hang on the last digits of a logit, since matrix
+                products round differently in another batch).
             num_images: Pictures of each prompt.
             scales: The first few scales alone, as a number or a list: a rough sketch
                 whose tokens are those of the whole picture.
@@ -263,7 +267,10 @@ class TokenFlowForGeneration(PreTrainedModel):
             float32 in [-1, 1].
 
         Raises:
-            TypeError, ValueError: A prompt or a setting is none.
+            TypeError: A prompt is no text.
+            ValueError: A prompt is empty, too long, or of words that the text tokenizer
+                has not; a setting is out of its range; or so many pictures at once
+                are too many for the memory, and the message says how many are not.
         """
         _check_output(output)
         *_, tokens = self.stream(
@@ -286,7 +293,7 @@ class TokenFlowForGeneration(PreTrainedModel):
         guidance_scale: float = 7.5,
         refinement: sampling.Refinement = sampling.THREE_PASSES,
         negative_prompt: Prompts | None = None,
-        generator: torch.Generator | None = None,
+        generator: sampling.Generators = None,
         num_images: int = 1,
         scales: int | Sequence | None = None,
         output: str = "pil",
@@ -301,7 +308,7 @@ class TokenFlowForGeneration(PreTrainedModel):
             What `generate` would return with so many scales; the last is its result.
 
         Raises:
-            TypeError, ValueError: A prompt or a setting is none.
+            TypeError, ValueError: As `generate`.
         """
         _check_output(output)
         passes = sampling.check(guidance_scale, refinement)
@@ -315,6 +322,19 @@ class TokenFlowForGeneration(PreTrainedModel):
             negative_prompt if guidance_scale else None,
             self.text_tokenizer,
             self.config,
+        )
+        if isinstance(generator, list | tuple) and len(generator) != len(wanted):
+            raise ValueError(
+                f"generate: generator must be one or {len(wanted)}, one for each "
+                f"prompt, got {len(generator)}"
+            )
+        memory.check(
+            self,
+            len(wanted) * num_images,
+            wanted.shape[1],
+            guided=unwanted is not None,
+            passes=len(passes),
+            scales=chosen,
         )
         wanted = wanted.to(self.device).repeat_interleave(num_images, dim=0)
         if unwanted is not None:
@@ -335,7 +355,11 @@ class TokenFlowForGeneration(PreTrainedModel):
     def _as(self, output: str, tokens: Tensor) -> Pictures:
         if output == "tokens":
             return tokens
-        return self.image_tokenizer.decode(tokens, scales=self.scales, output=output)
+        parts = [
+            self.image_tokenizer.decode(part, scales=self.scales, output=output)
+            for part in tokens.split(DECODED)
+        ]
+        return torch.cat(parts) if output == "pt" else sum(parts, [])
 
     # files
 

@@ -7,6 +7,7 @@ end-of-text token.
 Source: the published text-to-image code.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Prompts = str | Sequence[str] | Tensor
 BEGIN, END = "<img>", "</img>"
+KNOWN = "known_words"  # in the settings of a text tokenizer: all that it was told of
 
 
 def pieces(tokenizer: Any, text: str) -> list[int]:
@@ -79,7 +81,9 @@ def as_pair(
 
     Raises:
         TypeError: A prompt is no text.
-        ValueError: There is no prompt or no tokenizer, or the two do not fit together.
+        ValueError: There is no prompt or no tokenizer, a text is empty (of those that
+            are wanted), too long or has a word that the tokenizer cannot write, or
+            the two do not fit together.
     """
     wanted = _as_ids(prompts, "prompts", tokenizer, config)
     if negative is None:
@@ -112,4 +116,45 @@ def _as_ids(
             f"generate: {name} as text need a text tokenizer, "
             "`model.text_tokenizer = ...`; or pass ids"
         )
-    return prefix_ids(tokenizer, texts, config.text_length, config.pad_id)
+    ids = prefix_ids(tokenizer, texts, config.text_length, config.pad_id)
+    for number, text in enumerate(texts):
+        where = name if isinstance(given, str) else f"{name}[{number}]"
+        if name == "prompts" and not text.strip():
+            raise ValueError(f"generate: {where} must say something, got {text!r}")
+        _check_text(text, where, tokenizer, config.text_length)
+    return ids
+
+
+def _check_text(text: str, where: str, tokenizer: Any, length: int) -> None:
+    """Raise ValueError where a text would be cut, or a word of it not be read."""
+    found = pieces(tokenizer, text)
+    room = length - (tokenizer.bos_token_id is not None)
+    if len(found) > room:
+        raise ValueError(
+            f"generate: {where} must have at most {room} tokens, got {len(found)}: "
+            f"{text[:60]!r}"
+        )
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown not in found:
+        return
+    odd = [word for word in text.split() if unknown in pieces(tokenizer, word)]
+    raise ValueError(
+        f"generate: {where} must be of words that the text tokenizer knows, which "
+        f"{', '.join(map(repr, odd)) or repr(text)} is not"
+    )
+
+
+def strange(tokenizer: Any, text: str) -> list[str]:
+    """Return the words of a text that a model of a small world has never read.
+
+    None where the text tokenizer does not say which it has; see `KNOWN`.
+    """
+    known = getattr(tokenizer, "init_kwargs", {}).get(KNOWN)
+    if not known:
+        return []
+    return [word for word in dict.fromkeys(words(text)) if word not in {*known}]
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without what stands between them."""
+    return re.findall(r"\w+", text.lower())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Refinement = Sequence[tuple[int, float]]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 ONE_PASS: Refinement = ((600, 0.6),)
 TWO_PASSES: Refinement = ((1200, 0.8), (1, 0.0))
 THREE_PASSES: Refinement = ((1200, 0.8), (100, 0.8), (1, 0.0))
@@ -64,7 +65,7 @@ def draw(
     logits: Tensor,
     top_k: int = 0,
     top_p: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     before: int = 0,
 ) -> Tensor:
     """Draw one token for each row of logits, with one call of `torch.multinomial`.
@@ -73,7 +74,8 @@ def draw(
         logits: [B, n, K] float32, of the ids that may be drawn.
         top_k, top_p: See `keep`.
         generator: On any device; the draw is made there, so that one seed gives the
-            same tokens wherever the model runs.
+            same tokens wherever the model runs. Several share the batch evenly, one
+            call each.
         before: Ids in front of these that are never drawn. They take part in the draw
             with probability 0, which makes the generator's stream that of the whole
             vocabulary.
@@ -84,16 +86,19 @@ def draw(
     Raises:
         ValueError: A logit is NaN, or none of a row is finite.
     """
-    odds = keep(logits, top_k, top_p).softmax(dim=-1).flatten(0, -2)
+    odds = keep(logits, top_k, top_p).softmax(dim=-1)
     if not odds.isfinite().all():
         raise ValueError(
             "draw: logits must be finite, got NaN; the model's weights or its dtype "
             "are the usual cause"
         )
-    if generator is not None:
-        odds = odds.to(generator.device)
-    found = torch.multinomial(F.pad(odds, (before, 0)), 1, generator=generator)
-    return found.to(logits.device).view(logits.shape[:-1]) - before
+    several = generator if isinstance(generator, list | tuple) else [generator]
+    found = []
+    for part, one in zip(odds.chunk(len(several)), several, strict=True):
+        part = F.pad(part.flatten(0, -2), (before, 0))
+        part = part if one is None else part.to(one.device)
+        found.append(torch.multinomial(part, 1, generator=one).to(logits.device))
+    return torch.cat(found).view(logits.shape[:-1]) - before
 
 
 def check(guidance: float, refinement: Refinement) -> list[tuple[int, float]]:
@@ -104,13 +109,14 @@ def check(guidance: float, refinement: Refinement) -> list[tuple[int, float]]:
     """
     if not guidance >= 0 or math.isinf(guidance):
         raise ValueError(f"generate: guidance_scale must be ≥ 0, got {guidance}")
-    passes = [tuple(entry) for entry in refinement]
+    passes = list(refinement)
     if not passes:
         raise ValueError("generate: refinement must have at least one (k, p), got none")
     for entry in passes:
-        if len(entry) != 2 or not (entry[0] >= 0 and 0 <= entry[1] <= 1):
+        pair = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (-1, 0)
+        if not (pair[0] >= 0 and float(pair[0]).is_integer() and 0 <= pair[1] <= 1):
             raise ValueError(
-                "generate: refinement must be pairs (k ≥ 0, p in [0, 1]), "
-                f"got {entry!r}"
+                "generate: refinement must be pairs (k, p), one for each look, with a "
+                f"whole k ≥ 0 and p in [0, 1], got {entry!r}"
             )
     return [(int(k), float(p)) for k, p in passes]
