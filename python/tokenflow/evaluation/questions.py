@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tokenflow.data.dialogues import SceneQuestions
+from tokenflow.understanding.answering import stop_ids
 from tokenflow.understanding.model import TokenFlowForUnderstanding
 
 SEED = 2024  # of the scenes that are judged; training uses others
@@ -84,9 +85,7 @@ def ask(
     prompts = [processor.prompt(q, 0 if pictures is None else 1) for q in questions]
     images = None if pictures is None else list(pictures)
     inputs = processor(images, prompts).to(model.get_input_embeddings().weight.device)
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [] if own is None else [own]
-    stops = sorted({*own, *processor.stop_ids})
+    stops = stop_ids(model)
     made = model.generate(
         **inputs,
         max_new_tokens=new_words,

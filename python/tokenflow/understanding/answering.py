@@ -60,21 +60,25 @@ def answer(
         pictures.get("pixel_values"), prompt, indices=pictures.get("indices")
     ).to(_device(self))
     self.check_context(inputs["input_ids"])
-    own = self.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [] if own is None else [own]
     if "generation_config" not in generate:
         length = inputs["input_ids"].shape[1]
         room = MAX_NEW_TOKENS if self.context is None else self.context - length
         generate.setdefault("max_new_tokens", min(MAX_NEW_TOKENS, max(1, room)))
         generate.setdefault("do_sample", False)
-        stops = sorted({*own, *processor.stop_ids})
-        if stops:
+        if stops := stop_ids(self):
             generate.setdefault("eos_token_id", stops)
             generate.setdefault("pad_token_id", stops[0])
     if stream:
         return _trimmed(_pieces(self, inputs, generate))
     made = self.generate(**inputs, **generate)
     return processor.decode(made[0, inputs["input_ids"].shape[1] :])
+
+
+def stop_ids(model: "TokenFlowForUnderstanding") -> list[int]:
+    """Return the ids that end an answer, the model's own and its processor's."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [] if own is None else [own]
+    return sorted({*own, *model.processor.stop_ids})
 
 
 def _device(model: "TokenFlowForUnderstanding") -> torch.device:
