@@ -209,7 +209,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*gradients(*ctx.saved_tensors, ctx.num_groups, ctx.eps, grad), None, None)
+    x, weight, bias = ctx.saved_tensors
+    found = gradients(x, weight, bias, ctx.num_groups, ctx.eps, grad)
+    return (*found, None, None)
 
 
 def gradients(
