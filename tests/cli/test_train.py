@@ -115,6 +115,27 @@ def test_pictures_without_captions_make_no_teacher(run, tmp_path, emoji_font):
     assert code == 2 and "glyphs has none" in err
 
 
+def test_a_folder_that_cannot_be_is_told_before_any_work(run, recipe, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        code, _, err = run("train", "tokenizer", recipe, "--out", out)
+        assert code == 3 and f"the run's folder {out} cannot be made" in err
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(run, recipe, tmp_path):
+    words = ("train", "tokenizer", recipe, "--set", "run.tensorboard=true", "--out")
+    for name in ("empty", "missing"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        data = ("--set", f"data.source={tmp_path / name}")
+        code, _, err = run(*words, tmp_path / "run", *data)
+        assert code == 3 and str(tmp_path / name) in err
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    assert run(*words, tmp_path / "run", *data).code == 3
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
 @pytest.mark.parametrize(
     "task", ["tokenizer", "teacher", "generation", "detector", "understanding"]
 )

@@ -9,6 +9,7 @@ pictures and TensorBoard are given up, and it is said.
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,9 @@ class Log:
         tensorboard: Write events to RUN/tensorboard too, where it is installed.
         bar: Show a progress bar on stderr; None for "if that is a terminal".
         silent: For all processes but the first: nothing is written or said.
+
+    Raises:
+        OSError: The folder cannot be made or written to.
     """
 
     def __init__(
@@ -43,11 +47,12 @@ class Log:
         self.folder, self.silent = folder, silent
         self._bar: Bar | None = None
         self._wants_bar = sys.stderr.isatty() if bar is None else bar
+        self._board: Any = None  # what makes TensorBoard's writer
         self._writer: Any = None
         self._waiting = b""  # lines that could not be written yet
         if silent:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         _end_line(folder / LOG)
         if tensorboard:
             try:
@@ -55,7 +60,7 @@ class Log:
             except ImportError:
                 self.say("TensorBoard is not installed; log.jsonl has everything")
             else:
-                self._writer = SummaryWriter(str(folder / "tensorboard"))
+                self._board = SummaryWriter
 
     def say(self, line: str) -> None:
         """Write one line for people to stderr, above the bar."""
@@ -80,7 +85,7 @@ class Log:
         line = json.dumps({"event": name, **rounded}, ensure_ascii=False) + "\n"
         self._write(line.encode())
         with self._unless_full("TensorBoard"):
-            if self._writer is not None and "step" in facts:
+            if "step" in facts and self._open_board():
                 for key, value in facts.items():
                     if isinstance(value, int | float) and key != "step":
                         self._writer.add_scalar(f"{name}/{key}", value, facts["step"])
@@ -105,7 +110,14 @@ class Log:
         except OSError as error:
             self.say(f"{what} cannot be written ({error})")
             if what == "TensorBoard":
-                self._writer = None
+                self._board = self._writer = None
+
+    def _open_board(self) -> bool:
+        """Say whether TensorBoard is written, from the first number on."""
+        if self._board is not None:
+            make, self._board = self._board, None
+            self._writer = make(str(self.folder / "tensorboard"))
+        return self._writer is not None
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
         """Write RUN/pictures/<name>-<step>.png, and show it in TensorBoard."""
@@ -115,7 +127,7 @@ class Log:
         with self._unless_full(str(path)), writing(path) as beside:
             picture.save(beside, format="PNG")
         with self._unless_full("TensorBoard"):
-            if self._writer is not None:
+            if self._open_board():
                 import numpy as np
 
                 pixels = np.asarray(picture.convert("RGB"))
@@ -135,7 +147,7 @@ class Log:
             self._bar.move(share, step, pictures, **facts)
 
     def close(self) -> None:
-        """End the bar and the event file."""
+        """End the bar and the event file; a folder with nothing in it goes."""
         if self._bar is not None:
             self._bar.close()
         if self._waiting:
@@ -143,6 +155,22 @@ class Log:
         with self._unless_full("TensorBoard"):
             if self._writer is not None:
                 self._writer.close()
+        with suppress(OSError):  # it holds something
+            if not self.silent:
+                self.folder.rmdir()
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of a run, or say before any work that it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"train: the run's folder {folder} cannot be made or written to "
+            f"({error.strerror})"
+        ) from error
 
 
 def append(path: Path, lines: bytes) -> None:
