@@ -1,11 +1,18 @@
 """Training a generation model: it learns, is judged, written and gone on with."""
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from generation_cases import small_tokenizer
-from squares import Squares, batch_of
+from PIL import Image
+from squares import Squares, batch_of, sample
 
-from tokenflow import TokenFlowForGeneration
+from tokenflow import TokenFlowForGeneration, TokenFlowTokenizer
+from tokenflow.tokenizer import tokfile
+from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.training import generation as training
 from tokenflow.training.config import build, load
 from tokenflow.training.generation import (
@@ -41,7 +48,12 @@ def one_thread(threads):
 @pytest.fixture(autouse=True)
 def squares(monkeypatch):
     two = Squares(0), Squares(10_000)
-    monkeypatch.setattr(training, "open_pictures", lambda *given: two)
+    opened = training.open_pictures
+
+    def choose(data, *given):
+        return two if data.source == "scenes" else opened(data, *given)
+
+    monkeypatch.setattr(training, "open_pictures", choose)
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +113,10 @@ def test_every_parameter_learns_and_the_tokenizer_does_not(recipe):
 
 def test_tokens_are_the_tokenizers_whatever_the_precision(recipe):
     task = GenerationTask(recipe(), World())
-    images = batch_of(range(4))["image"]
-    plain = task.tokens(images)
+    batch = batch_of(range(4))
+    plain = task.tokens(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(task.tokens(images), plain)
+        assert torch.equal(task.tokens(batch), plain)
     assert plain.shape == (4, 21) and not plain.requires_grad
 
 
@@ -159,6 +171,99 @@ def test_a_model_can_be_gone_on_with(recipe, tmp_path):
     made = GenerationTask(recipe(init=str(tmp_path / "model")), World())
     old = TokenFlowForGeneration.from_pretrained(tmp_path / "model").state_dict()
     assert all(torch.equal(v, old[n]) for n, v in made.model.state_dict().items())
+
+
+@pytest.fixture
+def encoded(tokenizer, tmp_path):
+    """A folder of pictures with captions, and one of the tokens of those pictures."""
+    made = TokenFlowTokenizer.from_pretrained(tokenizer)
+    folder, tokens = tmp_path / "pictures", tmp_path / "tokens"
+    folder.mkdir()
+    captions = {}
+    for number in range(24):
+        one, name = sample(number), f"{number % 3}/{number:02d}.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(one["image"].permute(1, 2, 0).numpy()).save(folder / name)
+        captions[name] = one["caption"]
+        indices = made.encode(from_uint8(one["image"][None])).indices[0]
+        facts = (made.scales, 64, made.fingerprint(), (16, 16))
+        place = (tokens / name).with_suffix(".tok")
+        tokfile.save(place, tokfile.Tokens(indices, *facts))
+    for place in (folder, tokens):
+        (place / "captions.json").write_text(json.dumps(captions))
+    return folder, tokens
+
+
+def test_tokens_made_before_teach_what_their_pictures_would(recipe, encoded):
+    """The same batches, losses and scores; the text is learned from the same words."""
+    tasks = []
+    for folder in encoded:
+        tasks.append(GenerationTask(recipe(data={"source": str(folder)}), World()))
+    seen, read = (next(task.batches(3, World())) for task in tasks)
+    assert seen["caption"] == read["caption"] and "image" not in read
+    assert torch.equal(seen["number"], read["number"])
+    assert torch.equal(tasks[0].tokens(seen), read["indices"])
+    losses = [
+        task.loss("model", task.model, batch, moment())["loss"].item()
+        for task, batch in zip(tasks, (seen, read), strict=True)
+    ]
+    assert losses[0] == losses[1]
+    assert tasks[0].judge(None, moment()) == tasks[1].judge(None, moment())
+
+
+def test_a_run_on_tokens_needs_no_pictures_and_shows_what_it_drew(
+    recipe, encoded, tmp_path
+):
+    shutil.rmtree(encoded[0])
+    data = {"source": str(encoded[1]), "workers": 1}
+    facts = train_generation(recipe(data=data), tmp_path / "run", bar=False)
+    assert facts["steps"] == 2
+    assert len([*(tmp_path / "run" / "pictures").glob("drawn-*.png")]) == 1
+
+
+def test_tokens_of_another_tokenizer_are_refused_and_damaged_ones_replaced(
+    recipe, encoded
+):
+    folder = encoded[1]
+    with pytest.raises(ValueError, match="are of pictures, .* holds tokens"):
+        GenerationTask(recipe(data={"source": str(folder), "flip": True}), World())
+    last = folder / "2" / "23.tok"
+    last.write_bytes(last.read_bytes()[:-9])
+    task = GenerationTask(recipe(data={"source": str(folder)}), World())
+    broken = [next(task.batches(step, World()))["broken"] for step in range(12)]
+    assert sum(broken) > 0
+    first = folder / "0" / "00.tok"
+    held = tokfile.load(first)
+    tokfile.save(first, replace(held, fingerprint="0123"))
+    with pytest.raises(ValueError, match="train: data.source: .* made with model 0123"):
+        GenerationTask(recipe(data={"source": str(folder)}), World())
+
+
+def test_tokens_of_one_scale_train_save_and_draw(recipe, tmp_path):
+    """A plain VQ tokenizer: sizes follow from it, tokens are predicted one by one."""
+    torch.manual_seed(0)
+    small_tokenizer((4,), semantic_dim=0, codebook_size=48).save_pretrained(
+        tmp_path / "plain"
+    )
+    language = {"language": MODEL["language"], "image_start": 300, "text_length": 12}
+    made = recipe(model=language, tokenizer=str(tmp_path / "plain"))
+    task = GenerationTask(made, World())
+    assert task.model.config.code_width == 4 and task.model.config.num_tokens == 16
+    optimizer = torch.optim.Adam(task.model.parameters(), 3e-3)
+    batch = {**batch_of(range(8)), "number": torch.arange(8)}
+    losses = []
+    for step in range(25):
+        optimizer.zero_grad()
+        loss = task.loss("model", task.model, batch, moment(step))["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    facts = train_generation(made, tmp_path / "run", bar=False)
+    assert 0 <= facts["accuracy_4x4"] == facts["accuracy"] <= 1
+    model = TokenFlowForGeneration.from_pretrained(tmp_path / "run" / "model")
+    (picture,) = model.generate("a red square")
+    assert picture.size == (16, 16)
 
 
 def test_mistakes_are_named(recipe, tokenizer):

@@ -42,10 +42,11 @@ class Folder:
         if not self.path.is_dir():
             raise FileNotFoundError(f"folder: {path} must be a folder, it is not there")
         files = sorted(walk(self.path))
-        names = [name for name in files if _suffix(name) in PICTURES]
+        names = [name for name in files if _suffix(name) in self.suffixes]
         if not names:
             raise FileNotFoundError(
-                f"folder: {path} must hold pictures ({' '.join(PICTURES)}), it has none"
+                f"folder: {path} must hold {self.what} ({' '.join(self.suffixes)}), "
+                "it has none"
             )
         self.names = Strings(names)
         self.labelled = all("/" in name for name in names)
@@ -61,7 +62,14 @@ class Folder:
             self._table = self._captions(read_table(table), table)
         else:
             texts = {name[:-4] for name in files if name.endswith(".txt")}
-            self._beside = any(_stem(name) in texts for name in names)
+            self._beside = any(stem(name) in texts for name in names)
+
+    suffixes: tuple[str, ...] = PICTURES  # of the files that count
+    what = "pictures"
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Return what a file holds, as a sample has it."""
+        return {"image": open_image(path)}
 
     def __len__(self) -> int:
         """Return how many pictures there are."""
@@ -76,9 +84,9 @@ class Folder:
         name = self.names[index]
         path = self.path / name
         try:
-            sample: dict[str, Any] = {"image": open_image(path)}
+            sample = self.read(path)
             if self._beside:
-                sample["caption"] = _read_text(self.path / (_stem(name) + ".txt"))
+                sample["caption"] = _read_text(self.path / (stem(name) + ".txt"))
         except (OSError, ValueError) as error:
             words = str(error).removeprefix("open_image: ")
             raise BrokenPicture(f"folder: {words}") from None
@@ -89,14 +97,20 @@ class Folder:
         return sample
 
     def _captions(self, table: dict[str, str], path: Path) -> Strings:
-        found = sum(name in table for name in self.names)
-        if not found:
+        named = [self.row_of(name) for name in self.names]
+        rows = {self.row_of(name): text for name, text in table.items()}
+        if rows.keys().isdisjoint(named):
             example = next(iter(table), None)
             raise ValueError(
-                f"captions: {path} must name pictures as {self.names[0]!r}, none of "
+                f"captions: {path} must name {self.what} as {self.names[0]!r}, none of "
                 f"its {len(table)} names is one; the first is {example!r}"
             )
-        return Strings(table.get(name, "") for name in self.names)
+        return Strings(rows.get(name, "") for name in named)
+
+    @staticmethod
+    def row_of(name: str) -> str:
+        """Return by what part of its name a table of captions knows a file."""
+        return name
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -127,7 +141,8 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """Return a file's name without its suffix."""
     return os.path.splitext(name)[0]
 
 

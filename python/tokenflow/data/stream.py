@@ -37,6 +37,8 @@ class Source(Protocol):
     picture that cannot be read. Where reaching a single sample is slow, `blocks()`
     gives the sizes of consecutive runs of samples that are quick to read together,
     and the attribute `window` how many of them it can hold.
+    Samples of a source may have "indices" instead of "image": int64 [N], the tokens
+    that a picture was turned into before; they are passed on as they are.
     """
 
     def __len__(self) -> int:
@@ -49,7 +51,8 @@ class Source(Protocol):
 class Stream:
     """Batches of a source, without end.
 
-    Iterating yields dicts: "image" uint8 [b, 3, size, size] with b = batch / world,
+    Iterating yields dicts: "image" uint8 [b, 3, size, size] with b = batch / world
+    (or "indices" int64 [b, N], see `Source`),
     "number" and "index" int64 [b] (n, and the sample of the source that was used),
     "caption" and "label" (lists of b strings, where the source has them), "broken"
     (how many replacements this batch took) and "reasons" (why, a list of strings).
@@ -177,19 +180,18 @@ class Stream:
         first = step * self.batch + self.rank * self._share
         ends = [self._share * (part + more) // self._pieces for more in (0, 1)]
         numbers = first + np.arange(*ends)
-        images = torch.empty((len(numbers), 3, self.size, self.size), dtype=torch.uint8)
         samples, indices, reasons = [], self.order(numbers), []
         for place, number in enumerate(numbers.tolist()):
             sample, indices[place] = self._sample(number, int(indices[place]), reasons)
-            images[place] = sample["image"]
             samples.append(sample)
+        what = "indices" if "indices" in samples[0] else "image"
         texts = {
             name: [sample[name] for sample in samples]
             for name in TEXTS
             if name in samples[0]
         }
         return {
-            "image": images,
+            what: torch.stack([sample[what] for sample in samples]),
             **texts,
             "number": torch.from_numpy(numbers),
             "index": torch.from_numpy(indices),
@@ -211,6 +213,8 @@ class Stream:
                 failed.append(str(error))
                 continue
             reasons += failed
+            if "indices" in sample:
+                return sample, index
             rng = random.Random(key(self.seed, 3, number))
             image = augmented(
                 sample["image"], self.size, rng, augment=self.augment, flip=self.flip

@@ -1,9 +1,9 @@
 """A generation model in training: words in, the tokens of a frozen tokenizer out.
 
 Every step encodes its pictures with the tokenizer (in float32, whatever the run's
-precision), and learns to predict each scale's tokens from the caption and the scales
-before it. Held-out pictures are judged scale by scale, and a fixed few of their
-captions are drawn at every look.
+precision; what is tokens already is taken as it is, see `tokens`), and learns to
+predict each scale's tokens from the caption and the scales before it. Held-out pictures
+are judged scale by scale, and a fixed few of their captions are drawn at every look.
 Source: TokenFlow, arXiv:2412.03069, sections 3.4 and 4.1; the published script.
 """
 
@@ -24,7 +24,7 @@ from tokenflow.generation.config import PRESETS, TokenFlowGenerationConfig
 from tokenflow.generation.folders import text_tokenizer
 from tokenflow.generation.model import TokenFlowForGeneration
 from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.processing import from_uint8
+from tokenflow.tokenizer.processing import from_uint8, to_uint8
 from tokenflow.tokenizer.scales import token_counts
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
@@ -35,6 +35,7 @@ from tokenflow.training.run import RunConfig
 from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.teacher import captions_of
 from tokenflow.training.tokenizer import grid, outer_blocks
+from tokenflow.training.tokens import holds_tokens, opener
 from tokenflow.training.words import WordsConfig, learn, told
 from tokenflow.training.world import World
 
@@ -77,11 +78,12 @@ class GenerationRecipe:
 
     Args:
         preset: One of `generation.config.PRESETS`.
-        model: Fields of `TokenFlowGenerationConfig` that differ from the preset's.
+        model: Fields of `TokenFlowGenerationConfig` that differ from the preset's;
+            scales, codebook_size and code_width are the tokenizer's.
         tokenizer: The frozen image tokenizer: a shipped name, a folder or a hub id.
         init: A generation model to begin with, a folder or a hub id; empty for none.
         words: How captions are read.
-        data: Pictures with captions.
+        data: Pictures with captions; or a folder of their tokens, see `tokens`.
         drawn: What is drawn to be looked at.
         optimizer: Of all of it.
         run: For how long, in what steps.
@@ -131,11 +133,18 @@ class GenerationTask(Task):
         self.recipe, self.world = recipe, world
         tokenizer = TokenFlowTokenizer.from_pretrained(recipe.tokenizer)
         self.size, data = tokenizer.config.image_size, recipe.data
-        self.source, heldout = open_pictures(data, self.size, recipe.run.seed)
+        self.source, heldout = open_pictures(
+            data, self.size, recipe.run.seed, opener(tokenizer)
+        )
+        if (data.flip or data.augment != "none") and holds_tokens(self.source):
+            raise ValueError(
+                "train: data.flip and data.augment are of pictures, "
+                f"{data.source} holds tokens"
+            )
         count = min(data.heldout_pictures, len(heldout))
         self.heldout = Stream(heldout, size=self.size, batch=count, flip=False).read(0)
         next(captions_of(self.source, 1, data.source))  # before anything takes time
-        model = _build(recipe).attach(tokenizer)
+        model = _build(recipe, tokenizer).attach(tokenizer)
         if model.text_tokenizer is None:
             model.text_tokenizer = self._words(model.config)
             say(f"vocabulary: {len(model.text_tokenizer)} tokens")
@@ -177,8 +186,11 @@ class GenerationTask(Task):
         )
         return ids.to(self.world.device)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """Return the tokens of uint8 pictures, [B, N] int64, without autocast."""
+    def tokens(self, batch: Batch, part: slice = slice(None)) -> Tensor:
+        """Return the tokens of some of a batch, [b, N] int64, without autocast."""
+        if "indices" in batch:
+            return batch["indices"][part].to(self.world.device)
+        images = batch["image"][part].to(self.world.device)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.model.image_tokenizer.encode(from_uint8(images)).indices
 
@@ -193,7 +205,7 @@ class GenerationTask(Task):
                 batch["caption"], batch["number"].tolist(), strict=True
             )
         ]
-        found = call(self.prefix(texts), self.tokens(batch["image"]), self.suffix)
+        found = call(self.prefix(texts), self.tokens(batch), self.suffix)
         return {"loss": found.loss}
 
     @torch.no_grad()
@@ -206,12 +218,12 @@ class GenerationTask(Task):
             scales before it.
         """
         model = self.model.eval()
-        captions, images = self.heldout["caption"], self.heldout["image"]
+        captions = self.heldout["caption"]
         counts = token_counts(model.scales)
         total = torch.zeros(2, len(counts), dtype=torch.float64)
         for start in range(0, len(captions), JUDGED):
             here = slice(start, start + JUDGED)
-            true = self.tokens(images[here].to(self.world.device))
+            true = self.tokens(self.heldout, here)
             found = model(self.prefix(captions[here]), true, self.suffix)
             first = model.config.image_start
             logits = found.logits[:, : true.shape[1]].float()
@@ -238,16 +250,19 @@ class GenerationTask(Task):
         drawn, model = self.recipe.drawn, self.model
         if isinstance(model, FSDPModule):
             register_fsdp_forward_method(model, "generate")
-        captions = self.heldout["caption"][: drawn.pictures]
         pictures = model.generate(
-            captions,
+            self.prefix(self.heldout["caption"][: drawn.pictures]),
             guidance_scale=drawn.guidance,
             refinement=sampling.PASSES[drawn.passes],
             generator=torch.Generator().manual_seed(self.recipe.run.seed),
             output="pt",
         )
-        made = pictures.float().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
-        return grid(self.heldout["image"][: drawn.pictures], made)
+        if "indices" in self.heldout:
+            shown = self.tokens(self.heldout, slice(drawn.pictures))
+            true = to_uint8(model.image_tokenizer.decode(shown, output="pt")).cpu()
+        else:
+            true = self.heldout["image"][: drawn.pictures]
+        return grid(true, to_uint8(pictures).cpu())
 
     def finish(self, folder: Path, world: World) -> None:
         """Write RUN/model in float16, both tokenizers with it."""
@@ -268,10 +283,20 @@ def train_generation(
     return train(GenerationTask, recipe, folder, **how)
 
 
-def _build(recipe: GenerationRecipe) -> TokenFlowForGeneration:
+def _build(
+    recipe: GenerationRecipe, tokenizer: TokenFlowTokenizer
+) -> TokenFlowForGeneration:
     """Return the model, new or one to go on with, without an image tokenizer."""
+    its = tokenizer.config
+    sizes = {
+        "scales": its.scales,
+        "codebook_size": its.codebook_size,
+        "code_width": its.semantic_dim + its.pixel_dim,
+    }
     try:
-        config = TokenFlowGenerationConfig.preset(recipe.preset, **recipe.model)
+        config = TokenFlowGenerationConfig.preset(
+            recipe.preset, **{**sizes, **recipe.model}
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"train: model: {error}") from None
     # a hub's or shipped tokenizer is kept by name, a folder's as a copy
@@ -281,7 +306,6 @@ def _build(recipe: GenerationRecipe) -> TokenFlowForGeneration:
         torch.manual_seed(recipe.run.seed)
         model = TokenFlowForGeneration(config)
     if recipe.init:
-        tokenizer = TokenFlowTokenizer.from_pretrained(recipe.tokenizer)
         begun = TokenFlowForGeneration.from_pretrained(
             recipe.init, image_tokenizer=tokenizer
         )

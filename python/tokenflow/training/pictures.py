@@ -5,7 +5,7 @@ no others are named to judge by, one in twenty is kept from training, the same o
 every run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -119,8 +119,19 @@ class Mixed:
         return {"image": self.sources[which][place]["image"]}
 
 
-def open_pictures(config: DataConfig, size: int, seed: int) -> tuple[Source, Source]:
+def open_pictures(
+    config: DataConfig,
+    size: int,
+    seed: int,
+    how: Callable[..., Source] = open_source,
+) -> tuple[Source, Source]:
     """Return the sources to learn from and to be judged by.
+
+    Args:
+        config: Where they are.
+        size: Side of the pictures.
+        seed: Of those that are drawn.
+        how: Opens one of them.
 
     Raises:
         FileNotFoundError: One of them is not there, or the emoji font is not.
@@ -129,16 +140,14 @@ def open_pictures(config: DataConfig, size: int, seed: int) -> tuple[Source, Sou
     drawn = {"size": size, "seed": seed, "length": 1 << 32}
 
     def opened(name: str) -> Source:
-        return open_source(
-            name, **({"split": "train", **drawn} if name in DRAWN else {})
-        )
+        return how(name, **({"split": "train", **drawn} if name in DRAWN else {}))
 
     source = opened(config.source)
     if config.heldout in DRAWN or (not config.heldout and config.source in DRAWN):
         name = config.heldout or config.source
-        heldout = open_source(name, split="heldout", **drawn)
+        heldout = how(name, split="heldout", **drawn)
     elif config.heldout:
-        heldout = open_source(config.heldout)
+        heldout = how(config.heldout)
     else:
         source, heldout = _apart(source, config.source)
     if config.also:

@@ -286,7 +286,7 @@ def captions_of(source: Source, count: int, name: str) -> Iterator[str]:
             continue
         if "caption" not in sample:
             raise ValueError(
-                f"train: data.source must have captions to train a teacher, {name} has "
-                f"none (its samples have {sorted(sample)})"
+                f"train: data.source must have captions, {name} has none (its samples "
+                f"have {sorted(sample)})"
             )
         yield sample["caption"]
