@@ -30,8 +30,18 @@ def test_every_number_is_defined(run, model, photos, page):
 
 def test_every_option_of_the_page_exists_and_the_other_way_round(run, page):
     option = re.compile(r"--[a-z][a-z-]+")
-    known = set(option.findall(run("evaluate", "reconstruction", "-h").out))
+    known = set()
+    for command in ("reconstruction", "understanding"):
+        known |= set(option.findall(run("evaluate", command, "-h").out))
     told = set(option.findall(page))
     assert told <= known
     everywhere = {"--help", "--device", "--batch-size"}  # no number depends on them
     assert known - told <= everywhere
+
+
+def test_what_is_told_of_an_answer_s_scores_is_defined(page):
+    from tokenflow.evaluation.questions import scores
+
+    row = scores([("count", "2", "2", "3")])
+    defined = set(re.findall(r"`([\w.]+)`", page))
+    assert row.keys() - defined == {"right", "majority_answer"}  # they name themselves

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,15 @@ from tiny_claim import home, recipe, values
 
 from tokenflow import TokenFlowForUnderstanding
 from tokenflow.evaluation.questions import evaluate_scenes, interval
-from tokenflow.training import claim_table, understanding
+from tokenflow.training import claim_table, comparison, understanding
+from tokenflow.training.ablation import AblationRecipe
 from tokenflow.training.claim import ClaimRecipe, train_claim
 from tokenflow.training.config import build, load
+from tokenflow.training.teacher import TeacherRecipe
 from tokenflow.training.understanding import UnderstandingTask, build_model
 from tokenflow.training.world import World
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +188,29 @@ def test_the_table_has_every_input_and_the_majority():
     assert all(line.count("|") == lines[2].count("|") for line in lines[3:])
     with pytest.raises(ValueError, match="needs a finished run"):
         claim_table.as_markdown(result())
+
+
+def test_the_page_says_what_the_recipe_says():
+    page = (ROOT / "docs" / "claim.md").read_text()
+    found = load(ClaimRecipe, "scenes")
+    rows = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert rows[: len(found.variants)] == list(found.variants)
+    assert f"{found.judged.questions} questions about held-out scenes" in page
+    assert found.judged.split == "heldout"
+    ablation = load(AblationRecipe, "scenes")
+    tokens, teacher = ablation.run("pyramid", 0, "T"), ablation.teacher
+    shape = tokens.config()
+    assert f"{shape.grid} × {shape.grid} patches" in page
+    assert f"{shape.grid**2} positions" in page
+    width = teacher.read(TeacherRecipe).model.width
+    read = f"{width} numbers of the\n  teacher, {shape.semantic_dim + shape.pixel_dim}"
+    assert read in page
+    assert {f"{name}-0" for name in ("pyramid", "pixel_only", "semantic_only")} == {
+        run.model.tokenizer.split("/")[-2]
+        for run in (found.run(name, 0) for name in found.variants)
+    }
+    assert {"pyramid", "pixel_only", "semantic_only"} <= ablation.variants.keys()
+    assert comparison.BEGIN in page and comparison.END in page
 
 
 @pytest.mark.parametrize(

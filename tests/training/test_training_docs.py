@@ -18,12 +18,14 @@ from typer.testing import CliRunner
 
 from tokenflow.cli import build
 from tokenflow.training.config import load, recipes
+from tokenflow.training.dialogues import DialogueConfig
 from tokenflow.training.teacher import TeacherConfig
 from tokenflow.training.tokenizer import DiscriminatorConfig, TokenizerRecipe
+from tokenflow.training.understanding import UnderstandingConfig, UnderstandingRecipe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 FIELDS = re.compile(r"(?<=<!-- fields -->\n).*(?=<!-- end of fields -->)", re.DOTALL)
-KINDS = {"tokenizer": TokenizerRecipe}
+KINDS = {"tokenizer": TokenizerRecipe, "understanding": UnderstandingRecipe}
 
 
 def meanings(kind):
@@ -59,7 +61,13 @@ def sections():
     for field in dataclasses.fields(TokenizerRecipe):
         if dataclasses.is_dataclass(field.type if isinstance(field.type, type) else 0):
             found.append((f"`{field.name}`", field.type))
-    return [*found, ("`model` of a teacher's recipe", TeacherConfig)]
+    return [
+        *found,
+        ("`model` of a teacher's recipe", TeacherConfig),
+        ("of an understanding recipe itself", UnderstandingRecipe),
+        ("`model` of an understanding recipe", UnderstandingConfig),
+        ("`data` of an understanding recipe", DialogueConfig),
+    ]
 
 
 def tables():
@@ -67,7 +75,9 @@ def tables():
     note = (
         "`discriminator.optimizer` has the fields of `optimizer`. A teacher's recipe "
     )
-    note += "has `model`, `data`, `optimizer` and `run`.\n"
+    note += (
+        "has `model`, `data`, `optimizer` and `run`, and so has an understanding one.\n"
+    )
     return "\n" + "\n".join([*parts, note]) + "\n"
 
 
@@ -108,7 +118,7 @@ def commands():
 
 HERE = [words for words, needs in commands() if not needs]
 QUICK = ["run.steps=1", "run.minutes=null", "run.batch=2", "run.precision=float32"]
-QUICK += ["data.heldout_pictures=2", "run.tensorboard=false"]
+QUICK += ["run.tensorboard=false"]
 
 
 def quick(words):
@@ -116,7 +126,9 @@ def quick(words):
     if "train" not in words:
         return words
     kind = words[words.index("train") + 1]
-    changes = [*QUICK, *(["model.captions=40"] if kind == "teacher" else [])]
+    judged = "dialogues" if kind == "understanding" else "pictures"
+    changes = [*QUICK, f"data.heldout_{judged}=2"]
+    changes += ["model.captions=40"] if kind == "teacher" else []
     return [*words, *(w for change in changes for w in ("--set", change))]
 
 

@@ -113,7 +113,7 @@ class UnderstandingRecipe:
         train: "projector" (stage 1) or "all": projector and language model (stage 2).
         saved: Dtype of the written projector and language model: "float32",
             "bfloat16", "float16"; "auto" is bfloat16 after training in bfloat16, and
-            float16 otherwise.
+            float16 otherwise. What looks at pictures is never rounded.
         model: What it is put together from.
         data: Conversations.
         optimizer: Of what is trained.
@@ -308,7 +308,7 @@ class UnderstandingTask(Task):
         return {"heldout_loss": total / max(1, words), **shares}
 
     def finish(self, folder: Path, world: World) -> None:
-        """Write RUN/model, what looks at pictures in float32, the rest as `saved`."""
+        """Write RUN/model as `saved` says."""
         dtype = getattr(torch, self.recipe.dtype)
         weights = {}
         for name, value in whole_weights(self.model):  # never all on one device

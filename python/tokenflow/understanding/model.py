@@ -433,6 +433,7 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
                 if `max_shard_size` says nothing else.
             dtype: Of projector and language model in the files and in the config, from
                 where `from_pretrained(…, dtype="auto")` takes it; theirs when None.
+                Weights of what looks at pictures have it too where that loses nothing.
         """
         if dtype is not None:
             state = kwargs.get("state_dict") or self.state_dict()
@@ -452,9 +453,12 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
 
 
 def written(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a weight as it is saved: what looks at pictures stays float32."""
+    """Return a weight as it is saved; what looks at pictures must not change by it."""
+    if not weight.is_floating_point():
+        return weight
+    narrow = weight.to(dtype)
     looks = name.startswith(("tokenizer.", "teacher."))
-    return weight if looks or not weight.is_floating_point() else weight.to(dtype)
+    return weight if looks and not torch.equal(narrow.to(weight), weight) else narrow
 
 
 def _seeing(
