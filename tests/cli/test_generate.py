@@ -1,6 +1,9 @@
 """`tokenflow generate`: words in, one PNG out, the same for the same seed."""
 
+import io
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 
 from tokenflow import TokenFlowForGeneration, checkpoint
 from tokenflow.cli.generate import GAP, sheet
+from tokenflow.training.words import learn
 
 WORDS = ["[PAD]", "<s>", "</s>", "<unk>", "<img>", "</img>", "two", "cats", "a", "dog"]
 
@@ -101,6 +105,79 @@ def test_what_cannot_be_written_is_told_before_any_work(run):
     open("there.png", "w").close()
     code, _, err = run(*words, "-o", "there.png")
     assert code == 2 and "--overwrite" in err
+
+
+def test_looks_can_be_given_one_by_one(run, drawer):
+    words = ("generate", "a dog", "-m", drawer, "--seed", "3", "--overwrite")
+    assert run(*words, "--passes", "2").code == 0
+    named = pixels("generated.png")
+    looks = ("--top-k", "1200", "--top-k", "1", "--top-p", "0.8", "--top-p", "0")
+    assert run(*words, *looks).code == 0
+    assert np.array_equal(pixels("generated.png"), named)
+    assert run(*words, "--top-k", "2", "--top-p", "0.5").code == 0
+    assert not np.array_equal(pixels("generated.png"), named)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((" ",), "must say something"),
+        (("a dog", "--guidance", "-1"), "'--guidance'"),
+        (("a dog", "--passes", "4"), "'--passes'"),
+        (("a dog", "--top-k", "-1", "--top-p", "0"), "'--top-k'"),
+        (("a dog", "--top-k", "1", "--top-p", "1.5"), "'--top-p'"),
+        (("a dog", "--top-k", "5", "--top-k", "1", "--top-p", "1"), "got 2 and 1"),
+        (("a dog", "--grid", "0"), "'--grid'"),
+    ],
+)
+def test_settings_out_of_range_are_usage_errors(run, options, words):
+    code, out, err = run("generate", *options, "-m", "./nothing")
+    assert (code, out) == (2, "") and words in err
+
+
+def test_prompts_that_cannot_be_read_fail_with_their_reason(run, drawer, monkeypatch):
+    code, _, err = run("generate", "a giraffe", "-m", drawer)
+    assert code == 1 and "words that the text tokenizer knows" in err
+    assert "'giraffe' is not" in err
+    code, _, err = run("generate", "a dog a dog a dog", "-m", drawer)
+    assert code == 1 and "must have at most 5 tokens, got 6" in err
+    from tokenflow.generation import memory
+
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    code, _, err = run("generate", "a dog", "-m", drawer, "--grid", "9")
+    assert code == 1 and "9 pictures at once would take" in err
+    assert not os.path.exists("generated.png")
+
+
+def test_words_that_were_never_taught_are_named(run, tmp_path):
+    model = small(image_start=300, text_length=20)
+    model.text_tokenizer = learn(["a red cat", "two blue dogs"], 270)
+    model.save_pretrained(tmp_path / "taught")
+    words = ("-m", str(tmp_path / "taught"), "--passes", "1")
+    assert run("generate", "Two red dogs!", *words).code == 0
+    code, _, err = run("generate", "a red dog and a giraffe", *words, "-o", "g.png")
+    assert code == 2
+    assert "never taught 'dog', 'and', 'giraffe'; it knows 6 words, 'dogs'" in err
+
+
+def test_a_bar_counts_the_scales_where_there_is_a_terminal(run, drawer, monkeypatch):
+    shown = []
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            shown.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    from tokenflow.cli._options import progress
+
+    model = TokenFlowForGeneration.from_pretrained(drawer)
+    steps = model.stream("a dog", generator=torch.Generator(), output="tokens")
+    assert len(list(progress(steps, len(model.scales), "scale", lambda _: 1))) == 3
+    assert "3/3" in "".join(shown) and "scale" in "".join(shown)
 
 
 def test_a_missing_model_is_the_environments_fault(run):

@@ -275,7 +275,7 @@ def test_mistakes_are_named(recipe, tokenizer):
         GenerationTask(recipe(model={**MODEL, "text_length": 0}), World())
     with pytest.raises(ValueError, match="has no tokenizer_config.json"):
         GenerationTask(recipe(words={"tokenizer": tokenizer}), World())
-    with pytest.raises(ValueError, match="at least 261 tokens, the model has 100"):
+    with pytest.raises(ValueError, match="image_start: .* at least 261 .* got 100"):
         GenerationTask(recipe(model={**MODEL, "image_start": 100}), World())
 
 

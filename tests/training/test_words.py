@@ -44,10 +44,20 @@ def test_a_learned_vocabulary_fits_the_model_and_comes_back(tmp_path):
     made.save_pretrained(tmp_path)
     read = AutoTokenizer.from_pretrained(tmp_path)
     assert read("two cats")["input_ids"] == made("two cats")["input_ids"]
+    for one in (made, read):
+        assert prompts.strange(one, "Two BLUE cats, and a giraffe") == [
+            "cats",
+            "giraffe",
+        ]
+
+
+def test_words_of_a_large_world_are_not_kept():
+    made = learn([f"word{number} and word{number + 1}" for number in range(1200)], 300)
+    assert prompts.strange(made, "a giraffe") == []
 
 
 def test_what_is_out_of_range_is_named():
     with pytest.raises(ValueError, match=r"words.dropped must be in \[0, 1\], got 2"):
         WordsConfig(dropped=2)
-    with pytest.raises(ValueError, match="at least 261 tokens, the model has 100"):
+    with pytest.raises(ValueError, match="image_start: .* at least 261 .* got 100"):
         learn(["a"], 100)

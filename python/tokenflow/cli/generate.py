@@ -49,6 +49,16 @@ def generate(
         int,
         typer.Option(min=1, max=3, help="Looks at each scale; 3 are the paper's."),
     ] = 3,
+    top_k: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0, help="Instead of --passes: k of a look, 0 for all. Again for more."
+        ),
+    ] = None,
+    top_p: Annotated[
+        list[float] | None,
+        typer.Option(min=0.0, max=1.0, help="Its p, 0 for all; as often as --top-k."),
+    ] = None,
     negative: Annotated[
         str | None, typer.Option(help="What is not to be seen; the model's default.")
     ] = None,
@@ -64,6 +74,13 @@ def generate(
         raise typer.BadParameter(f"--out must be a .png file, got {out}")
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} is there already; --overwrite replaces it")
+    if len(top_k or ()) != len(top_p or ()):
+        raise typer.BadParameter(
+            "--top-k and --top-p must be given equally often, once for each look, got "
+            f"{len(top_k or ())} and {len(top_p or ())}"
+        )
+    if not prompt.strip():
+        raise typer.BadParameter("the prompt must say something, it is empty")
 
     import torch
 
@@ -72,10 +89,12 @@ def generate(
     generator = torch.Generator()
     seed = generator.seed() % 2**32 if seed is None else seed
     drawer = load_model(model, device, "TokenFlowForGeneration")
+    _check_words(drawer, prompt, negative or "")
+    looks = [*zip(top_k, top_p, strict=True)] if top_k and top_p else None
     steps = drawer.stream(
         prompt,
         guidance_scale=guidance,
-        refinement=sampling.PASSES[passes],
+        refinement=looks or sampling.PASSES[passes],
         negative_prompt=negative,
         generator=generator.manual_seed(seed),
         num_images=grid,
@@ -99,6 +118,23 @@ def generate(
         say_json(facts)
     else:
         typer.echo(f"{out}  seed {seed}")
+
+
+def _check_words(drawer: Any, *texts: str) -> None:
+    """Refuse words that a model of a small world was never taught."""
+    from difflib import get_close_matches
+
+    from tokenflow.generation.prompts import KNOWN, strange
+
+    for text in texts:
+        if odd := strange(drawer.text_tokenizer, text):
+            known = drawer.text_tokenizer.init_kwargs[KNOWN]
+            near = get_close_matches(odd[0], known, cutoff=0.5)
+            raise typer.BadParameter(
+                f"the model was never taught {', '.join(map(repr, odd))}; it knows "
+                f"{len(known)} words"
+                + (f", {', '.join(map(repr, near))} among them" if near else "")
+            )
 
 
 def _columns(pictures: int) -> int:

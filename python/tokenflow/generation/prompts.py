@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Prompts = str | Sequence[str] | Tensor
 BEGIN, END = "<img>", "</img>"
-KNOWN = "known_words"  # in the settings of a text tokenizer: all that it was told of
+KNOWN = "known_words"  # in a text tokenizer's settings: all words of a small world
 
 
 def pieces(tokenizer: Any, text: str) -> list[int]:
@@ -145,14 +145,12 @@ def _check_text(text: str, where: str, tokenizer: Any, length: int) -> None:
 
 
 def strange(tokenizer: Any, text: str) -> list[str]:
-    """Return the words of a text that a model of a small world has never read.
+    """Return the words of a text that are none of those a model was taught.
 
-    None where the text tokenizer does not say which it has; see `KNOWN`.
+    There are none where its text tokenizer does not keep them, see `KNOWN`.
     """
-    known = getattr(tokenizer, "init_kwargs", {}).get(KNOWN)
-    if not known:
-        return []
-    return [word for word in dict.fromkeys(words(text)) if word not in {*known}]
+    known = {*getattr(tokenizer, "init_kwargs", {}).get(KNOWN, ())}
+    return [word for word in dict.fromkeys(words(text)) if known and word not in known]
 
 
 def words(text: str) -> list[str]:

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from tokenflow import checkpoint
 from tokenflow.tokenizer import processing, towers
+from tokenflow.tokenizer.byte_pairs import learn_pairs
 from tokenflow.tokenizer.semantic import SEMANTIC_ENCODERS
 from tokenflow.tokenizer.transformer import check_heads, new_table
 
 MODEL_TYPE = "tokenflow_image_text"
 PAD, START = 0, 1
 SPECIAL = ("[PAD]", "[START]")
-ALPHABET = 256  # bytes; with SPECIAL the smallest vocabulary
 
 
 class Vocabulary:
@@ -50,33 +50,12 @@ class Vocabulary:
 
     @classmethod
     def learn(cls, captions: Iterable[str], size: int) -> "Vocabulary":
-        """Learn at most `size` tokens from captions.
+        """Learn at most `size` tokens from captions; see `byte_pairs`.
 
         Raises:
             ValueError: `size` does not hold every byte.
         """
-        from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-        from tokenizers.pre_tokenizers import ByteLevel
-
-        if size < ALPHABET + len(SPECIAL):
-            raise ValueError(
-                f"Vocabulary: size must be at least {ALPHABET + len(SPECIAL)}, got "
-                f"{size}"
-            )
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.NFKC(), normalizers.Lowercase()]
-        )
-        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=sorted(ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(captions, trainer)
-        return cls(tokenizer)
+        return cls(learn_pairs(captions, size, SPECIAL, lower=True))
 
     @classmethod
     def from_text(cls, text: str) -> "Vocabulary":

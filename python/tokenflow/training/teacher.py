@@ -19,8 +19,8 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tokenflow.config import TokenFlowConfig
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.data.stream import Source, Stream
+from tokenflow.tokenizer.byte_pairs import BYTES
 from tokenflow.tokenizer.contrastive import (
-    ALPHABET,
     SPECIAL,
     ImageTextModel,
     Vocabulary,
@@ -83,7 +83,7 @@ class TeacherConfig:
         if not self.dense > 0:
             raise ValueError(f"train: model.dense must be above 0, got {self.dense}")
         low = {"image_size": 1, "width": 1, "captions": 1, "pieces": 1}
-        low["vocabulary"] = ALPHABET + len(SPECIAL)
+        low["vocabulary"] = BYTES + len(SPECIAL)
         for name, least in low.items():
             if not getattr(self, name) >= least:
                 raise ValueError(

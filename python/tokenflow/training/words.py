@@ -12,8 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tokenflow.generation.prompts import KNOWN, words
+from tokenflow.tokenizer.byte_pairs import learn_pairs
+
 MARKS = ("[PAD]", "<s>", "</s>", "<img>", "</img>")  # ids 0 … 4 of a vocabulary
-ALPHABET = 256  # bytes
+SMALL_WORLD = 1000  # words
 _END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -67,6 +70,9 @@ def first_sentence(caption: str) -> str:
 def learn(captions: Iterable[str], size: int) -> Any:
     """Learn a vocabulary, as a tokenizer of transformers: byte pairs, in lower case.
 
+    Where the captions are of a small world, of no more than SMALL_WORLD words, those
+    words are kept in its settings, so that others can be told to be strange.
+
     Args:
         captions: What it is learned from.
         size: Most tokens, the five MARKS and the bytes among them.
@@ -74,29 +80,18 @@ def learn(captions: Iterable[str], size: int) -> Any:
     Raises:
         ValueError: `size` does not hold every byte.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
-    if size < ALPHABET + len(MARKS):
-        raise ValueError(
-            f"train: a vocabulary must have at least {ALPHABET + len(MARKS)} tokens, "
-            f"the model has {size} text ids (model.image_start)"
-        )
-    inner = Tokenizer(models.BPE())
-    inner.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase()]
-    )
-    inner.pre_tokenizer = ByteLevel(add_prefix_space=True)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(MARKS),
-        initial_alphabet=sorted(ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator(captions, trainer)
+    captions = list(captions)
+    try:
+        inner = learn_pairs(captions, size, MARKS, lower=True)
+    except ValueError as error:
+        raise ValueError(f"train: model.image_start: {error}") from None
     pad, begin, end, *_ = MARKS
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=pad, bos_token=begin, eos_token=end
     )
+    known = {word for caption in captions for word in words(caption)}
+    if len(known) <= SMALL_WORLD:
+        made.init_kwargs[KNOWN] = sorted(known)
+    return made
