@@ -31,7 +31,7 @@ def test_every_number_is_defined(run, model, photos, page):
 def test_every_option_of_the_page_exists_and_the_other_way_round(run, page):
     option = re.compile(r"--[a-z][a-z-]+")
     known = set()
-    for command in ("reconstruction", "understanding"):
+    for command in ("reconstruction", "generation", "understanding"):
         known |= set(option.findall(run("evaluate", command, "-h").out))
     told = set(option.findall(page))
     assert told <= known

@@ -19,13 +19,19 @@ from typer.testing import CliRunner
 from tokenflow.cli import build
 from tokenflow.training.config import load, recipes
 from tokenflow.training.dialogues import DialogueConfig
+from tokenflow.training.generation import DrawnConfig, GenerationRecipe
 from tokenflow.training.teacher import TeacherConfig
 from tokenflow.training.tokenizer import DiscriminatorConfig, TokenizerRecipe
 from tokenflow.training.understanding import UnderstandingConfig, UnderstandingRecipe
+from tokenflow.training.words import WordsConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 FIELDS = re.compile(r"(?<=<!-- fields -->\n).*(?=<!-- end of fields -->)", re.DOTALL)
-KINDS = {"tokenizer": TokenizerRecipe, "understanding": UnderstandingRecipe}
+KINDS = {
+    "tokenizer": TokenizerRecipe,
+    "generation": GenerationRecipe,
+    "understanding": UnderstandingRecipe,
+}
 
 
 def meanings(kind):
@@ -67,6 +73,9 @@ def sections():
         ("of an understanding recipe itself", UnderstandingRecipe),
         ("`model` of an understanding recipe", UnderstandingConfig),
         ("`data` of an understanding recipe", DialogueConfig),
+        ("of a generation recipe itself", GenerationRecipe),
+        ("`words` of a generation recipe", WordsConfig),
+        ("`drawn` of a generation recipe", DrawnConfig),
     ]
 
 
@@ -76,7 +85,8 @@ def tables():
         "`discriminator.optimizer` has the fields of `optimizer`. A teacher's recipe "
     )
     note += (
-        "has `model`, `data`, `optimizer` and `run`, and so has an understanding one.\n"
+        "has `model`, `data`, `optimizer` and `run`, and so has an understanding one; "
+        "a generation recipe has the tables' `data`, `optimizer` and `run`.\n"
     )
     return "\n" + "\n".join([*parts, note]) + "\n"
 
@@ -129,6 +139,7 @@ def quick(words):
     judged = "dialogues" if kind == "understanding" else "pictures"
     changes = [*QUICK, f"data.heldout_{judged}=2"]
     changes += ["model.captions=40"] if kind == "teacher" else []
+    changes += ["words.captions=40"] if kind == "generation" else []
     return [*words, *(w for change in changes for w in ("--set", change))]
 
 
