@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenflow.training import state as states
+from tokenflow.training.attention import float32_attention
 from tokenflow.training.average import Average
 from tokenflow.training.config import changed, write
 from tokenflow.training.log import Log
+from tokenflow.training.memory import keep_freed_memory
 from tokenflow.training.optimizers import (
     build_optimizer,
     clip_gradient,
@@ -100,9 +101,14 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
         self.task.before_step(batch, self.optimizers, moment)
         moved = set()
+        narrow = self.config.precision != "float32"
+        wide = narrow and self.world.device.type == "cpu"
         for i, micro in enumerate(_split(batch, count)):
             for name, part in self.parts.items():
-                with part.accumulating(i == count - 1):
+                with (
+                    part.accumulating(i == count - 1),
+                    float32_attention() if wide else nullcontext(),
+                ):
                     losses = self._losses(name, part, micro, moment)
                     if not losses:
                         continue
@@ -127,12 +133,7 @@ class Run:
         self, name: str, part: Part, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
         dtype, device = PRECISIONS[self.config.precision], self.world.device.type
-        # torch's fused attention for CPUs loses to the plain form in bfloat16
-        slow = device == "cpu" and dtype == torch.bfloat16
-        with (
-            torch.autocast(device, dtype, enabled=dtype != torch.float32),
-            sdpa_kernel(SDPBackend.MATH) if slow else nullcontext(),
-        ):
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             return self.task.loss(name, part.call, batch, moment)
 
     def _move(self, name: str, moment: Moment) -> dict[str, float]:
@@ -310,6 +311,8 @@ def train(
         ValueError: The parts do not fit together, or the checkpoint is of another run.
     """
     with join(device) as world:
+        if world.device.type == "cpu":
+            keep_freed_memory()
         return fit(
             lambda say: make(recipe, world, say),
             recipe,
