@@ -65,6 +65,13 @@ UNDERSTANDING = {
     "attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, "
     "labels=None)",
 }
+UNIFIED = {
+    "generate": GENERATION["generate"],
+    "answer": "(self, images, question, *, indices=None, system=None, stream=False, "
+    "max_new_tokens=512, do_sample=False, temperature=1.0, generator=None)",
+    "forward": "(self, prefix=None, indices=None, suffix=None, *, input_ids=None, "
+    "attention_mask=None, pictures=None, labels=None)",
+}
 
 
 def departure(function, pinned):
@@ -121,6 +128,12 @@ def test_generation_method_keeps_its_signature(name):
 def test_understanding_method_keeps_its_signature(name):
     method = getattr(tokenflow.TokenFlowForUnderstanding, name)
     assert departure(method, UNDERSTANDING[name]) is None
+
+
+@pytest.mark.parametrize("name", UNIFIED)
+def test_unified_method_keeps_its_signature(name):
+    method = getattr(tokenflow.TokenFlowUnified, name)
+    assert departure(method, UNIFIED[name]) is None
 
 
 def test_tokenizer_loads_and_saves_as_transformers_models_do():

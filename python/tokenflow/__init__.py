@@ -18,6 +18,8 @@ _HOME = {
     "TokenFlowForUnderstanding": "tokenflow.understanding.model",
     "TokenFlowProcessor": "tokenflow.understanding.processing",
     "TokenFlowUnderstandingConfig": "tokenflow.understanding.config",
+    "TokenFlowUnified": "tokenflow.unified.model",
+    "TokenFlowUnifiedConfig": "tokenflow.unified.config",
 }
 __all__ = [
     "Encoded",
@@ -28,6 +30,8 @@ __all__ = [
     "TokenFlowProcessor",
     "TokenFlowTokenizer",
     "TokenFlowUnderstandingConfig",
+    "TokenFlowUnified",
+    "TokenFlowUnifiedConfig",
 ]
 
 

@@ -137,7 +137,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder(run, recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "task", ["tokenizer", "teacher", "generation", "detector", "understanding"]
+    "task",
+    ["tokenizer", "teacher", "generation", "detector", "understanding", "unified"],
 )
 def test_a_run_without_a_folder_goes_where_the_help_says(
     run, tmp_path, monkeypatch, task

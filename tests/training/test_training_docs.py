@@ -129,6 +129,16 @@ def commands():
 HERE = [words for words, needs in commands() if not needs]
 QUICK = ["run.steps=1", "run.minutes=null", "run.batch=2", "run.precision=float32"]
 QUICK += ["run.tensorboard=false"]
+QUICKER = {
+    "teacher": ["model.captions=40"],
+    "understanding": ["data.heldout_dialogues=2"],
+    "generation": ["words.captions=40"],
+    "unified": [
+        "words.captions=40",
+        "answers.batch=2",
+        "dialogues.heldout_dialogues=2",
+    ],
+}
 
 
 def quick(words):
@@ -136,10 +146,8 @@ def quick(words):
     if "train" not in words:
         return words
     kind = words[words.index("train") + 1]
-    judged = "dialogues" if kind == "understanding" else "pictures"
-    changes = [*QUICK, f"data.heldout_{judged}=2"]
-    changes += ["model.captions=40"] if kind == "teacher" else []
-    changes += ["words.captions=40"] if kind == "generation" else []
+    pictures = [] if kind == "understanding" else ["data.heldout_pictures=2"]
+    changes = [*QUICK, *pictures, *QUICKER.get(kind, ())]
     return [*words, *(w for change in changes for w in ("--set", change))]
 
 

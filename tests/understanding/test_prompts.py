@@ -18,7 +18,7 @@ def written(name, messages, **how):
     return prompts.text(prompts.render(prompts.template(name), messages, **how))
 
 
-@pytest.mark.parametrize("name", prompts.TEMPLATES)
+@pytest.mark.parametrize("name", sorted({*prompts.TEMPLATES} - {"brief"}))
 def test_prompts_are_the_recorded_ones(golden, name):
     recorded = golden("i2t_pieces_0").meta["prompts"]
     asked = [{"role": "user", "content": prompts.with_pictures(QUESTION, 1)}]
@@ -43,7 +43,8 @@ def test_jinja_writes_what_was_recorded_and_what_render_writes(golden, name):
     recorded = golden("i2t_pieces_0").meta["prompts"]
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     asked = [{"role": "user", "content": parts}]
-    assert by_jinja(name, asked, add_generation_prompt=True) == recorded[name]
+    if name != "brief":  # which is ours
+        assert by_jinja(name, asked, add_generation_prompt=True) == recorded[name]
     if f"{name}_two_turns" in recorded:
         both = by_jinja(name, TALK, add_generation_prompt=True)
         assert both == recorded[f"{name}_two_turns"]
@@ -83,6 +84,11 @@ def test_answers_and_their_ends_are_learned_and_nothing_else():
     )
     said, _ = learned("vicuna_v1", ANSWERS)
     assert said == " Hier, à côté 猫</s> Two\nlines</s>"
+    said, whole = learned("brief", ANSWERS)
+    assert said == "Hier, à côté 猫<|im_end|>Two\nlines<|im_end|>"
+    assert whole.startswith(
+        "<image><image><image>\nWhere?\nHier, à côté 猫<|im_end|>Line"
+    )
     caption = [{"role": "user", "content": "<image>"}, {**ANSWERS[1], "content": "Cat"}]
     assert learned("plain", caption) == ("Cat\n", "<image>" * 3 + "Cat\n")
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+BOTH = ("TokenFlowForGeneration", "TokenFlowForUnderstanding")
+UNIFIED = "TokenFlowUnified"
 
 Model = Annotated[
     str,
@@ -43,7 +45,8 @@ def load_model(
     Args:
         name: A shipped name, a folder, or a hub id.
         device: Where to put it.
-        kind: Name of its class at the top of `tokenflow`.
+        kind: Name of its class at the top of `tokenflow`; a unified model here stands
+            for the two that it is in one.
 
     Raises:
         typer.BadParameter: The device is no device's name.
@@ -52,8 +55,11 @@ def load_model(
     import tokenflow
 
     where = _device(device)
+    place: str | Path = name
+    if kind in BOTH and (folder := _unified(name)) is not None:
+        kind, place = UNIFIED, folder
     try:
-        model = getattr(tokenflow, kind).from_pretrained(name).eval()
+        model = getattr(tokenflow, kind).from_pretrained(place).eval()
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0].removeprefix("from_pretrained: ")
         raise OSError(f"the model {name!r} cannot be loaded: {first}") from error
@@ -62,6 +68,18 @@ def load_model(
     except (RuntimeError, AssertionError) as error:  # each backend in its own way
         first = str(error).strip().splitlines()[0]
         raise OSError(f"the model cannot be put on {where}: {first}") from error
+
+
+def _unified(name: str) -> Path | None:
+    """Return the folder of a unified model, None if it is something else."""
+    from tokenflow.checkpoint import shipped
+
+    folder = shipped(name) or Path(name)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return folder if config.get("model_type") == "tokenflow_unified" else None
 
 
 def _device(name: str | None) -> "torch.device":

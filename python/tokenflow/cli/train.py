@@ -117,6 +117,14 @@ def understanding() -> Job:
     return UnderstandingRecipe, train_understanding
 
 
+@_command("mini", "unified-")
+def unified() -> Job:
+    """Train one model that paints and answers; it is written to OUT/model."""
+    from tokenflow.training.unified import UnifiedRecipe, train_unified
+
+    return UnifiedRecipe, train_unified
+
+
 Seeds = Annotated[
     str | None, typer.Option(help="Such as 0,1; those of the recipe if not given.")
 ]

@@ -18,8 +18,7 @@ from typing import Any
 
 from tokenflow._files import writing
 from tokenflow._pictures import open_image
-from tokenflow.evaluation.questions import ask, in_batches, plain
-from tokenflow.understanding.model import TokenFlowForUnderstanding
+from tokenflow.evaluation.questions import Speaker, ask, in_batches, plain
 
 BENCHMARKS = ("pope", "gqa", "vqav2", "mme")
 SHORT = "Answer the question using a single word or phrase."  # as LLaVA-1.5 asks
@@ -66,7 +65,7 @@ def read_questions(path: Path, benchmark: str) -> list[dict[str, Any]]:
 
 
 def predict(
-    model: TokenFlowForUnderstanding,
+    model: Speaker,
     questions: Sequence[dict[str, Any]],
     images: Path,
     *,

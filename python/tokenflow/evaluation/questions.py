@@ -17,18 +17,20 @@ import torch
 from tokenflow.data.dialogues import SceneQuestions
 from tokenflow.understanding.answering import stop_ids
 from tokenflow.understanding.model import TokenFlowForUnderstanding
+from tokenflow.unified.model import TokenFlowUnified
 
+Speaker = TokenFlowForUnderstanding | TokenFlowUnified
 SEED = 2024  # of the scenes that are judged; training uses others
 NEW_WORDS = 16  # of an answer at most
 
 
 def evaluate_scenes(
-    model: TokenFlowForUnderstanding,
+    model: Speaker,
     count: int = 1000,
     *,
     split: str = "heldout",
     batch_size: int = 32,
-    blind: TokenFlowForUnderstanding | None = None,
+    blind: Speaker | None = None,
     watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any]:
     """Ask a model about scenes that training never showed.
@@ -52,7 +54,7 @@ def evaluate_scenes(
     for name, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"evaluate: {name} must be at least 1, got {value}")
-    size = model.config.image_size
+    size = model.processor.image_size
     source = SceneQuestions(count, split, size=size, seed=SEED)
     said: list[tuple[str, str, str, str]] = []  # kind, truth, answer, blind answer
     parts = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
@@ -72,7 +74,7 @@ def evaluate_scenes(
 
 @torch.no_grad()
 def ask(
-    model: TokenFlowForUnderstanding,
+    model: Speaker,
     questions: Sequence[str],
     pictures: Sequence[Any] | None = None,
     *,
@@ -81,9 +83,11 @@ def ask(
     """Return the likeliest answers to questions, one picture each or none at all."""
     if not questions:
         return []
+    images = None if pictures is None else list(pictures)
+    if isinstance(model, TokenFlowUnified):
+        return list(model.answer(images, list(questions), max_new_tokens=new_words))
     processor = model.processor
     prompts = [processor.prompt(q, 0 if pictures is None else 1) for q in questions]
-    images = None if pictures is None else list(pictures)
     inputs = processor(images, prompts).to(model.get_input_embeddings().weight.device)
     stops = stop_ids(model)
     made = model.generate(

@@ -26,27 +26,32 @@ HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 INSIDE = "image_tokenizer"  # folder of a tokenizer that has no name
 
 
-def find(name: str | os.PathLike) -> Path | str:
+def find(name: str | os.PathLike, kind: type[TokenFlowGenerationConfig]) -> Path | str:
     """Return the folder of a shipped name or a path, or a hub id as it is.
+
+    Args:
+        name: What a user calls the model.
+        kind: Of its config.
 
     Raises:
         OSError: It is none of the three.
         ValueError: It is a folder of another kind of model.
     """
-    place = checkpoint.local_folder(name, "generation")
+    wanted = kind.model_type.removeprefix("tokenflow_")
+    place = checkpoint.local_folder(name, wanted)
     if place is not None:
-        _check_kind(place)
+        _check_kind(place, wanted)
     return place or fspath(name)
 
 
-def _check_kind(place: Path) -> None:
+def _check_kind(place: Path, wanted: str) -> None:
     file = place / "config.json"
     if file.is_file():
         kind = json.loads(file.read_text()).get("model_type")
-        if kind != TokenFlowGenerationConfig.model_type:
+        if kind != f"tokenflow_{wanted}":
             raise ValueError(
-                f"{place}: must be a generation model "
-                f"({TokenFlowGenerationConfig.model_type}), its config says {kind!r}"
+                f"{place}: must be a {wanted} model (tokenflow_{wanted}), its config "
+                f"says {kind!r}"
             )
 
 

@@ -203,7 +203,7 @@ class Llama(nn.Module):
 
         Args:
             x: [B, T, width].
-            positions: [T] int64, places in the sequence.
+            positions: [T] or [B, T] int64, places in the sequence.
             seen: [B or 1, 1, T or 1, keys] bool, who may look at whom; all where None.
             cache: Keys before these, which those of x are written behind.
             kept: Takes keys and values of every layer.
@@ -211,7 +211,7 @@ class Llama(nn.Module):
         Returns:
             [B, T, width], normed.
         """
-        rotary = self._rotary[0](x, positions[None])
+        rotary = self._rotary[0](x, positions.view(-1, x.shape[1]))
         mask = None
         if seen is not None:
             # added, and finite: who may look at nothing (padding) looks at everything

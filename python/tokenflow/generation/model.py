@@ -383,7 +383,7 @@ class TokenFlowForGeneration(PreTrainedModel):
             ValueError: The weights, or the image tokenizer, are not this model's.
             OSError: There is no such model.
         """
-        place = folders.find(name)
+        place = folders.find(name, cls.config_class)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         folder = place if isinstance(place, Path) else None

@@ -9,25 +9,37 @@ Source: the idea of grouping by length is LLaVA-1.5's, arXiv:2310.03744.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tokenflow.data.dialogues import SCENES, Dialogues, SceneQuestions, open_dialogues
+from tokenflow.data.dialogues import (
+    SCENES,
+    Dialogues,
+    SceneDialogues,
+    SceneQuestions,
+    open_dialogues,
+)
 from tokenflow.data.errors import BrokenPicture
+from tokenflow.data.llava import Llava
 from tokenflow.data.order import Order
 from tokenflow.tokenizer.processing import to_batch
 from tokenflow.training.pictures import KEPT
 from tokenflow.understanding import prompts
 from tokenflow.understanding.processing import TokenFlowProcessor
 
+JUDGED = 32  # held-out conversations at a time
+LEARNED_FROM = 2000  # conversations that a small vocabulary is learned from
 ATTEMPTS = 16  # broken samples in a row before it is an error
 LETTERS = 4  # of a token, roughly: lengths are only compared
+
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,25 @@ def open_sources(
     numbers = np.arange(len(source))
     kept = numbers % KEPT == 0
     return Some(source, numbers[~kept]), Some(source, numbers[kept])
+
+
+def spoken(config: DialogueConfig, template: str, seed: int) -> Iterator[str]:
+    """Yield some conversations as they will be written, without pictures.
+
+    Args:
+        config: Where they come from.
+        template: Name of their template.
+        seed: Of drawn ones.
+    """
+    frame = prompts.template(template)
+    if config.source == SCENES:
+        drawn = SceneDialogues(seed=seed, size=64)
+        talks: Iterator[Any] = map(drawn.turns, range(LEARNED_FROM))
+    else:
+        found = Llava(config.source, config.pictures or None)
+        talks = map(found.turns, range(min(len(found), LEARNED_FROM)))
+    for turns in talks:
+        yield prompts.text(prompts.render(frame, turns, answer_next=False))
 
 
 class Writer:
@@ -204,6 +235,55 @@ class Writer:
             "attention_mask": mask,
             "images": images,
         }
+
+
+@torch.no_grad()
+def judged(
+    read: Callable[[Batch], tuple[Tensor, Tensor]],
+    writer: Writer,
+    source: Dialogues,
+    count: int,
+) -> dict[str, float]:
+    """Read held-out conversations.
+
+    Args:
+        read: Takes a batch, returns logits [b, T − 1, vocabulary] and their labels,
+            maybe with rows added.
+        writer: Writes them down.
+        source: Has them.
+        count: How many, at most.
+
+    Returns:
+        "heldout_loss", the mean over learned words, and "exact": the share of
+        conversations of which every learned word was the likeliest one; per kind of
+        question where the questions have one.
+    """
+    count = min(count, len(source))
+    total, words, right = 0.0, 0, {"exact": [0, 0]}
+    for start in range(0, count, JUDGED):
+        rows, kinds = [], []
+        for i in range(start, min(start + JUDGED, count)):
+            try:
+                sample = source[i]
+                rows.append(writer(sample))
+            except BrokenPicture:
+                continue
+            kinds.append(sample.get("kind"))
+        if not rows:
+            continue
+        logits, labels = read(writer.batch(rows))
+        logits, labels = logits[: len(rows)].float(), labels[: len(rows)]
+        flat = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        learned = labels != prompts.IGNORED
+        total, words = total + flat.item(), words + int(learned.sum())
+        good = ((logits.argmax(-1) == labels) | ~learned).all(1).tolist()
+        for hit, kind in zip(good, kinds, strict=True):
+            for name in ("exact", *([f"exact_{kind}"] if kind else [])):
+                found = right.setdefault(name, [0, 0])
+                found[0] += hit
+                found[1] += 1
+    shares = {name: hit / max(1, n) for name, (hit, n) in sorted(right.items())}
+    return {"heldout_loss": total / max(1, words), **shares}
 
 
 class DialogueStream:

@@ -36,7 +36,7 @@ from tokenflow.training.task import Batch, Moment, Task
 from tokenflow.training.teacher import captions_of
 from tokenflow.training.tokenizer import grid, outer_blocks
 from tokenflow.training.tokens import holds_tokens, opener
-from tokenflow.training.words import WordsConfig, learn, told
+from tokenflow.training.words import MARKS, WordsConfig, learn, told
 from tokenflow.training.world import World
 
 JUDGED = 16  # held-out pictures at a time
@@ -114,6 +114,10 @@ class GenerationRecipe:
 class GenerationTask(Task):
     """A generation model in training; see `task.Task` for the methods.
 
+    Attributes:
+        kind: Of the model.
+        marks: Tokens of a learned vocabulary that stand for no text.
+
     Args:
         recipe: All that defines it.
         world: This process among the others.
@@ -123,6 +127,9 @@ class GenerationTask(Task):
         ValueError: The pictures have no captions, or the sizes do not fit.
         OSError: There is no such tokenizer.
     """
+
+    kind: ClassVar[type[TokenFlowForGeneration]] = TokenFlowForGeneration
+    marks: ClassVar[tuple[str, ...]] = MARKS
 
     def __init__(
         self,
@@ -144,7 +151,7 @@ class GenerationTask(Task):
         count = min(data.heldout_pictures, len(heldout))
         self.heldout = Stream(heldout, size=self.size, batch=count, flip=False).read(0)
         next(captions_of(self.source, 1, data.source))  # before anything takes time
-        model = _build(recipe, tokenizer).attach(tokenizer)
+        model = _build(recipe, self.kind, tokenizer).attach(tokenizer)
         if model.text_tokenizer is None:
             model.text_tokenizer = self._words(model.config)
             say(f"vocabulary: {len(model.text_tokenizer)} tokens")
@@ -166,8 +173,12 @@ class GenerationTask(Task):
                     f"{folder} has no tokenizer_config.json"
                 )
             return found
-        known = captions_of(self.source, words.captions, self.recipe.data.source)
-        return learn(known, config.image_start)
+        return learn(self.texts(), config.image_start, self.marks)
+
+    def texts(self) -> Iterator[str]:
+        """Yield what a vocabulary is learned from."""
+        count, name = self.recipe.words.captions, self.recipe.data.source
+        return captions_of(self.source, count, name)
 
     def blocks(self, part: str) -> tuple[nn.Module, ...]:
         """Return the layers of the language model."""
@@ -198,15 +209,15 @@ class GenerationTask(Task):
         self, part: str, call: nn.Module, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
         """Return the mean loss of image tokens and of what ends a picture."""
-        words = self.recipe.words
-        texts = [
-            told(caption, words, moment.seed, number)
-            for caption, number in zip(
-                batch["caption"], batch["number"].tolist(), strict=True
-            )
-        ]
-        found = call(self.prefix(texts), self.tokens(batch), self.suffix)
+        prefix = self.prefix(self.told(batch, moment))
+        found = call(prefix, self.tokens(batch), self.suffix)
         return {"loss": found.loss}
+
+    def told(self, batch: Batch, moment: Moment) -> list[str]:
+        """Return what is said of each picture of a batch."""
+        words, numbers = self.recipe.words, batch["number"].tolist()
+        pairs = zip(batch["caption"], numbers, strict=True)
+        return [told(caption, words, moment.seed, n) for caption, n in pairs]
 
     @torch.no_grad()
     def judge(self, log: Log | None, moment: Moment) -> dict[str, float]:
@@ -284,7 +295,9 @@ def train_generation(
 
 
 def _build(
-    recipe: GenerationRecipe, tokenizer: TokenFlowTokenizer
+    recipe: GenerationRecipe,
+    kind: type[TokenFlowForGeneration],
+    tokenizer: TokenFlowTokenizer,
 ) -> TokenFlowForGeneration:
     """Return the model, new or one to go on with, without an image tokenizer."""
     its = tokenizer.config
@@ -294,9 +307,7 @@ def _build(
         "code_width": its.semantic_dim + its.pixel_dim,
     }
     try:
-        config = TokenFlowGenerationConfig.preset(
-            recipe.preset, **{**sizes, **recipe.model}
-        )
+        config = kind.config_class.preset(recipe.preset, **{**sizes, **recipe.model})
     except (TypeError, ValueError) as error:
         raise ValueError(f"train: model: {error}") from None
     # a hub's or shipped tokenizer is kept by name, a folder's as a copy
@@ -304,11 +315,9 @@ def _build(
     config.image_tokenizer = recipe.tokenizer if named else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)
-        model = TokenFlowForGeneration(config)
+        model = kind(config)
     if recipe.init:
-        begun = TokenFlowForGeneration.from_pretrained(
-            recipe.init, image_tokenizer=tokenizer
-        )
+        begun = kind.from_pretrained(recipe.init, image_tokenizer=tokenizer)
         model.load_state_dict(begun.state_dict())
         model.text_tokenizer = begun.text_tokenizer
         model.config.pad_id = begun.config.pad_id

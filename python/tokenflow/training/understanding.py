@@ -9,7 +9,6 @@ Source: TokenFlow, arXiv:2412.03069, section 3.3; LLaVA-1.5, arXiv:2310.03744.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from tokenflow._language import AutoModelForCausalLM, AutoTokenizer
 from tokenflow._transformers import AutoConfig
-from tokenflow.data.errors import BrokenPicture
 from tokenflow.tokenizer.model import STRATEGIES, TokenFlowTokenizer
 from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.tokenizer.teachers import load_teacher
@@ -27,7 +25,9 @@ from tokenflow.training.dialogues import (
     DialogueConfig,
     DialogueStream,
     Writer,
+    judged,
     open_sources,
+    spoken,
 )
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
@@ -45,8 +45,6 @@ from tokenflow.understanding.model import TokenFlowForUnderstanding, written
 INPUTS = (*STRATEGIES, "pixel", "teacher", "none")
 TRAINED = ("projector", "all")
 SAVED = ("auto", "float32", "bfloat16", "float16")
-JUDGED = 32  # held-out conversations at a time
-LEARNED_FROM = 2000  # conversations that a small vocabulary is learned from
 
 
 @dataclass(frozen=True)
@@ -269,43 +267,14 @@ class UnderstandingTask(Task):
 
     @torch.no_grad()
     def judge(self, log: Log, moment: Moment) -> dict[str, float]:
-        """Read the held-out conversations, every process all of them.
-
-        Returns:
-            "heldout_loss", the mean over learned words, and "exact": the share of
-            conversations of which every learned word was the likeliest one; per kind of
-            question where the questions have one.
-        """
+        """Read the held-out conversations, every process all of them; see `judged`."""
         model = self.model.eval()
-        count = min(self.recipe.data.heldout_dialogues, len(self.heldout))
-        total, words, right = 0.0, 0, {"exact": [0, 0]}
-        for start in range(0, count, JUDGED):
-            rows, kinds = [], []
-            for i in range(start, min(start + JUDGED, count)):
-                try:
-                    sample = self.heldout[i]
-                    rows.append(self.writer(sample))
-                except BrokenPicture:
-                    continue
-                kinds.append(sample.get("kind"))
-            if not rows:
-                continue
-            logits, labels = self._read(model, self.writer.batch(rows))
-            logits, labels = logits[: len(rows)].float(), labels[: len(rows)]
-            flat = F.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), reduction="sum"
-            )
-            learned = labels != prompts.IGNORED
-            total, words = total + flat.item(), words + int(learned.sum())
-            good = ((logits.argmax(-1) == labels) | ~learned).all(1).tolist()
-            for hit, kind in zip(good, kinds, strict=True):
-                for name in ("exact", *([f"exact_{kind}"] if kind else [])):
-                    found = right.setdefault(name, [0, 0])
-                    found[0] += hit
-                    found[1] += 1
+        count = self.recipe.data.heldout_dialogues
+        scores = judged(
+            lambda batch: self._read(model, batch), self.writer, self.heldout, count
+        )
         model.train()
-        shares = {name: hit / max(1, n) for name, (hit, n) in sorted(right.items())}
-        return {"heldout_loss": total / max(1, words), **shares}
+        return scores
 
     def finish(self, folder: Path, world: World) -> None:
         """Write RUN/model as `saved` says."""
@@ -363,7 +332,8 @@ def build_model(
                 config.language_model, dtype=torch.float32
             )
         else:
-            words = learn_words(_texts(recipe), config.vocabulary)
+            texts = spoken(recipe.data, config.template, recipe.run.seed)
+            words = learn_words(texts, config.vocabulary)
             say(f"vocabulary: {len(words)} words")
             speaker = _new_speaker(config, words)
         return TokenFlowForUnderstanding.from_parts(
@@ -375,22 +345,6 @@ def build_model(
             resize=config.resize,
             image_size=eyes.config.image_size if taught else None,
         )
-
-
-def _texts(recipe: UnderstandingRecipe) -> Iterator[str]:
-    """Yield conversations as they will be written, without pictures."""
-    from tokenflow.data.dialogues import SceneDialogues
-    from tokenflow.data.llava import Llava
-
-    frame, data = prompts.template(recipe.model.template), recipe.data
-    if data.source == "scenes":
-        drawn = SceneDialogues(seed=recipe.run.seed, size=64)
-        talks: Iterator[Any] = map(drawn.turns, range(LEARNED_FROM))
-    else:
-        found = Llava(data.source, data.pictures or None)
-        talks = islice(map(found.turns, range(len(found))), LEARNED_FROM)
-    for turns in talks:
-        yield prompts.text(prompts.render(frame, turns, answer_next=False))
 
 
 def _new_speaker(config: UnderstandingConfig, words: Any) -> nn.Module:

@@ -67,7 +67,7 @@ def first_sentence(caption: str) -> str:
     return _END.split(caption.strip(), maxsplit=1)[0]
 
 
-def learn(captions: Iterable[str], size: int) -> Any:
+def learn(captions: Iterable[str], size: int, marks: tuple[str, ...] = MARKS) -> Any:
     """Learn a vocabulary, as a tokenizer of transformers: byte pairs, in lower case.
 
     Where the captions are of a small world, of no more than SMALL_WORLD words, those
@@ -75,23 +75,25 @@ def learn(captions: Iterable[str], size: int) -> Any:
 
     Args:
         captions: What it is learned from.
-        size: Most tokens, the five MARKS and the bytes among them.
+        size: Most tokens, the marks and the bytes among them.
+        marks: Tokens of their own, MARKS first.
 
     Raises:
         ValueError: `size` does not hold every byte.
     """
     from transformers import PreTrainedTokenizerFast
 
-    captions = list(captions)
+    apart = re.compile("|".join(map(re.escape, marks)))
+    parts = [part for text in captions for part in apart.split(text)]  # as when read
     try:
-        inner = learn_pairs(captions, size, MARKS, lower=True)
+        inner = learn_pairs(parts, size, marks, lower=True)
     except ValueError as error:
         raise ValueError(f"train: model.image_start: {error}") from None
     pad, begin, end, *_ = MARKS
     made = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=pad, bos_token=begin, eos_token=end
     )
-    known = {word for caption in captions for word in words(caption)}
+    known = {word for part in parts for word in words(part)}
     if len(known) <= SMALL_WORLD:
         made.init_kwargs[KNOWN] = sorted(known)
     return made

@@ -69,7 +69,7 @@ def answer(
             generate.setdefault("eos_token_id", stops)
             generate.setdefault("pad_token_id", stops[0])
     if stream:
-        return _trimmed(_pieces(self, inputs, generate))
+        return trimmed(_pieces(self, inputs, generate))
     made = self.generate(**inputs, **generate)
     return processor.decode(made[0, inputs["input_ids"].shape[1] :])
 
@@ -130,7 +130,7 @@ def _pieces(
         raise failed[0]
 
 
-def _trimmed(pieces: Iterable[str]) -> Iterator[str]:
+def trimmed(pieces: Iterable[str]) -> Iterator[str]:
     """Yield pieces without blanks around their sum."""
     held, begun = "", False
     for piece in pieces:

@@ -62,6 +62,16 @@ TEMPLATES = {
     ),
     "vicuna_v1": _dialogue("user"),
     "llava_v1": _dialogue("human"),
+    "brief": Template(  # ours, for models so small that every position counts
+        system=None,
+        system_frame=("", "\n"),
+        question_frame=("", "\n"),
+        header="",
+        lead="",
+        end="<|im_end|>",
+        after="",
+        cue="",
+    ),
     "plain": Template(  # a picture and its caption; the cue is as recorded
         system=None,
         system_frame=("", ""),
