@@ -4,14 +4,16 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_claim import home, recipe, values
 
 from tokenflow import TokenFlowForUnderstanding
-from tokenflow.evaluation.questions import evaluate_scenes, interval
-from tokenflow.training import claim_table, comparison, understanding
+from tokenflow.data.dialogues import SceneQuestions
+from tokenflow.evaluation.questions import SEED, evaluate_scenes, interval
+from tokenflow.training import claim, claim_table, comparison, understanding
 from tokenflow.training.ablation import AblationRecipe
 from tokenflow.training.claim import ClaimRecipe, train_claim
 from tokenflow.training.config import build, load
@@ -120,6 +122,37 @@ def test_runs_are_made_once_and_judged_as_they_are_read_back(inputs, tmp_path):
     (moved / "pixel_only-0" / "model" / "note").write_text("another one")
     with pytest.raises(ValueError, match="must have one tokenizer or teacher"):
         train_claim(recipe(moved), out)
+
+
+def test_who_is_blind_is_asked_without_pictures(monkeypatch):
+    source = SceneQuestions(40, "heldout", size=32, seed=SEED)
+    model = SimpleNamespace(config=SimpleNamespace(image_size=32))
+    asked = []
+
+    def ask(model, questions, pictures=None):
+        """Every third answer is wrong, and every answer without a picture."""
+        numbers = range(len(asked), len(asked) + len(questions))
+        asked.extend(questions)
+        for number, picture in zip(numbers, pictures or (), strict=False):
+            assert torch.equal(picture, source[number]["images"][0])
+        right = [pictures is not None and number % 3 for number in numbers]
+        pairs = zip(right, numbers, strict=True)
+        return [source[n]["answer"].upper() if good else "?" for good, n in pairs]
+
+    monkeypatch.setattr(claim, "ask", ask)
+    found = claim.judge(model, claim.AskedConfig(questions=40))
+    assert asked == [source[n]["question"] for n in range(40)]
+    expected = {}
+    for number in range(40):
+        kind = source[number]["kind"]
+        expected[kind] = expected.get(kind, "") + str(int(number % 3 > 0))
+    assert {kind: row["right"] for kind, row in found.items()} == expected
+    asked.clear()
+    unseen = claim.judge(model, claim.AskedConfig(questions=40), blind=True)
+    assert {k: r["right"] for k, r in unseen.items()} == {
+        kind: "0" * len(marks) for kind, marks in expected.items()
+    }
+    assert unseen["count"]["majority"] == found["count"]["majority"] > 0
 
 
 def run(variant, seed, colour, count):

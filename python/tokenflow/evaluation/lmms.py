@@ -64,7 +64,9 @@ class Answers:
             pretrained = TokenFlowForUnderstanding.from_pretrained(
                 pretrained, dtype=dtype
             )
-        self.model = pretrained.eval() if device is None else pretrained.to(device)
+        self.model = pretrained.eval()
+        if device is not None:
+            self.model.to(device)
         self.batch_size = int(batch_size)
 
     # what lmms-eval calls
