@@ -11,6 +11,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -210,12 +212,30 @@ def _work_all(
     # a fresh process for each run: a forked one could not use a device
     start = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, start, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(work, job, device, threads): job for job in wanted}
+        waiting = {
+            pool.submit(_work_apart, work, job, device, threads): job for job in wanted
+        }
         for ready in as_completed(waiting):
             job = waiting[ready]
             scores = ready.result()
             say(f"{job.variant}, seed {job.seed}: done")
             yield job, scores
+
+
+def _work_apart(work: Work, job: Job, device: str, threads: int) -> Scores:
+    """Do one run in this process; it is asked to stop when the one before it is gone.
+
+    Else a comparison that was killed and started again would write to folders that
+    its orphans still write to.
+    """
+
+    def follow(parent: Any) -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=follow, args=(parent,), daemon=True).start()
+    return work(job, device, threads)
 
 
 def train_one(
