@@ -32,3 +32,6 @@ class Meeting(World):
 
     def gather(self, tensor):
         return torch.cat(self.room.exchange(self.rank, tensor))
+
+    def wait(self):
+        self.room.barrier.wait()

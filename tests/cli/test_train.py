@@ -64,11 +64,11 @@ def test_a_run_that_is_stopped_says_how_it_goes_on(
     code, _, err = run("train", "tokenizer", recipe, "--out", out)
     assert code == 143
     assert f"go on from step 1 with --resume auto --out {out}" in err
-    (out / "checkpoints" / "current").rename(tmp_path / "current")
+    (out / "checkpoints").rename(tmp_path / "kept")
     words = ("train", "tokenizer", "--out", out, "--resume")
     code, _, err = run(*words, "must")
     assert code == 2 and "nothing to resume" in err
-    (tmp_path / "current").rename(out / "checkpoints" / "current")
+    (tmp_path / "kept").rename(out / "checkpoints")
     assert run(*words, "must").code == 0
 
 

@@ -4,9 +4,11 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from training_rooms import Room
 
 from tokenflow.training import state as states
 from tokenflow.training.state import Checkpoints
@@ -149,6 +151,38 @@ def test_a_checkpoint_that_is_gone_is_an_error(kept):
         kept.current()
 
 
+def test_a_checkpoint_that_is_not_named_is_no_fresh_start(kept):
+    """Killed before the first one was named, or the name was lost."""
+    assert kept.current() is None
+    for step in (9, 10):
+        kept.save(step, {"a": torch.ones(4)})
+    (kept.folder / "current").unlink()
+    assert kept.current().name == "step-00000010"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [("file", "Not a directory"), ("folder", "division by zero")]
+)
+def test_what_the_first_process_cannot_do_fails_on_all(
+    tmp_path, monkeypatch, place, words
+):
+    """It makes the folder, and puts the checkpoint in its place."""
+    monkeypatch.setattr(states.dcp, "save", lambda *args, **options: None)
+    monkeypatch.setattr(Checkpoints, "_place", lambda *args: 1 / 0)
+    (tmp_path / "file").touch()
+    folder = tmp_path / place / "checkpoints"
+
+    def save(world):
+        with pytest.raises(OSError, match="could not write .*step-00000001") as failed:
+            Checkpoints(folder, world).save(1, {"a": torch.ones(4)})
+        return str(failed.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, other = pool.map(save, Room(2).worlds)
+    assert words in first
+    assert "see the first process" in other
+
+
 def test_random_states_are_set_back():
     states.seed_random(3, World())
     before = states.random_tensors(World())
@@ -162,6 +196,19 @@ def test_a_grown_run_keeps_its_own_random_states():
     mine = {"random/1/torch": torch.zeros(1), "a": torch.zeros(1)}
     with pytest.warns(UserWarning, match="of fewer processes"):
         assert states.keep_random(mine, held).keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("held", "kept"),
+    [
+        ({}, {"random/0/torch", "random/0/python"}),  # `load` says that they are gone
+        ({"random/0/torch"}, {"random/0/torch", "random/0/python"}),
+        ({"random/1/torch"}, {"random/0/torch", "random/0/python"}),
+    ],
+)
+def test_a_run_that_has_not_grown_wants_its_random_states(held, kept):
+    mine = dict.fromkeys(["random/0/torch", "random/0/python", "random/0/cuda"])
+    assert states.keep_random(mine, dict.fromkeys(held)).keys() == kept
 
 
 def test_facts_survive_as_bytes():

@@ -252,7 +252,8 @@ def _train(
 ) -> None:
     """Read the recipe, train, say what came of it."""
     from tokenflow.training import config
-    from tokenflow.training.state import CURRENT
+    from tokenflow.training.state import FOLDER, Checkpoints
+    from tokenflow.training.world import World
 
     first = not int(os.environ.get("RANK", 0))  # torchrun's others say nothing
     if resume not in ("no", "auto", "must"):
@@ -261,9 +262,11 @@ def _train(
     try:
         if resume == "must" or (resume == "auto" and begun):
             chosen = config.of_run(kind, folder, changes)
-            if resume == "must" and not (folder / CURRENT).is_file():
+            found = Checkpoints(folder / FOLDER, World()).current()
+            if resume == "must" and found is None:
                 raise FileNotFoundError(
-                    f"train: nothing to resume, {folder / CURRENT} is not there"
+                    f"train: nothing to resume, there is no checkpoint in "
+                    f"{folder / FOLDER}"
                 )
         else:
             chosen = config.load(kind, name, changes)

@@ -20,7 +20,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from tokenflow.training.world import World
 
 Tensors = dict[str, Tensor]
 FOLDER = "checkpoints"  # of RUN
-CURRENT = f"{FOLDER}/current"
 
 
 class Checkpoints:
@@ -57,7 +56,8 @@ class Checkpoints:
         """
         name = self.folder / "current"
         if not name.is_file():
-            return None
+            # killed before the first one was named, or it was lost: not a fresh start
+            return max(self.folder.glob("step-*"), default=None)
         path = self.folder / name.read_text(encoding="utf-8").strip()
         if not path.is_dir():
             raise FileNotFoundError(f"train: {name} names {path}, which is not there")
@@ -76,30 +76,47 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:08d}"
         beside = self.folder / f".{path.name}.part"
-        if self.world.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".*.part"):  # of runs that were killed
-                shutil.rmtree(left)
-        self.world.wait()
-        reason = None
-        try:
-            with _quiet():
-                dcp.save(tensors, checkpoint_id=beside, no_dist=self.world.size == 1)
+        with self._together(path):
+            if self.world.first:
+                self._make_room()
+        with self._together(path), _quiet():
+            dcp.save(
+                tensors,
+                checkpoint_id=beside,
+                storage_writer=_Writer(beside),
+                no_dist=self.world.size == 1,
+            )
+        with self._together(path):
             if self.world.first:
                 self._place(beside, path)
+        return path
+
+    @contextmanager
+    def _together(self, path: Path) -> Iterator[None]:
+        """Let a part of saving succeed on all processes, or fail on all."""
+        reason = None
+        try:
+            yield
         except (Exception, CheckpointException) as error:
             reason = error
         failed = torch.tensor(float(reason is not None), device=self.world.device)
-        if self.world.sum(failed):
-            free = shutil.disk_usage(self.folder).free / 2**20
-            self.world.wait()
-            if self.world.first:
-                shutil.rmtree(beside, ignore_errors=True)
-            raise OSError(
-                f"train: could not write {path}: {_reason(reason)}, with {free:.1f} "
-                "MiB of the disk free; the checkpoint before it is whole"
-            ) from reason
-        return path
+        if not self.world.sum(failed):
+            return
+        free = _free(self.folder) / 2**20
+        self.world.wait()
+        if self.world.first:
+            with suppress(OSError):
+                self._make_room()
+        raise OSError(
+            f"train: could not write {path}: {_reason(reason)}, with {free:.1f} "
+            "MiB of the disk free; the checkpoint before it is whole"
+        ) from reason
+
+    def _make_room(self) -> None:
+        """Remove what runs that were killed, or failed to save, have left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".*.part"):
+            shutil.rmtree(left)
 
     def _place(self, beside: Path, path: Path) -> None:
         """Make what was written a checkpoint, the current one, and remove old ones."""
@@ -157,6 +174,17 @@ class Checkpoints:
             raise OSError(f"train: could not read {path} ({_reason(error)})") from error
 
 
+class _Writer(dcp.FileSystemWriter):
+    """Tells the cause: of what fails, the other processes hear no more than that."""
+
+    def write_data(self, *args: Any) -> Any:
+        """Write this process's share of the tensors."""
+        try:
+            return super().write_data(*args)
+        except Exception as error:
+            raise OSError(_reason(error)) from error
+
+
 def _reason(error: BaseException | None) -> str:
     """Return what went wrong, of what torch makes of it, in a line."""
     if isinstance(error, CheckpointException) and error.failures:
@@ -167,6 +195,13 @@ def _reason(error: BaseException | None) -> str:
             error = deeper
         deeper = deeper.__cause__ or deeper.__context__
     return str(error).strip().split("\n", 1)[0] if error else "see the first process"
+
+
+def _free(folder: Path) -> int:
+    """Return how many bytes are free on the disk where a folder is, or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager
@@ -277,20 +312,32 @@ def set_random(tensors: Tensors, world: World) -> None:
     torch.set_rng_state(tensors[f"{start}/torch"])
     kind, words, gauss = as_facts(tensors[f"{start}/python"])
     random.setstate((kind, tuple(words), gauss))
-    if world.device.type == "cuda":
+    if f"{start}/cuda" in tensors:
         torch.cuda.set_rng_state(tensors[f"{start}/cuda"], world.device)
 
 
 def keep_random(tensors: Tensors, held: dict[str, Any]) -> Tensors:
-    """Leave out random states the checkpoint has not, where the run has grown."""
-    lacks = [n for n in tensors if _is_random(n) and n not in held]
-    if lacks and any(_is_random(n) for n in held):
+    """Leave out random states the checkpoint has not, where the run has grown.
+
+    Those of a process that it knows stay, so that `load` refuses it if they are gone,
+    but for a device's: a run may go on elsewhere.
+    """
+    known = {_of(n) for n in held if _is_random(n)} or {0}
+    new = [n for n in tensors if _is_random(n) and _of(n) > max(known)]
+    if new:
         warnings.warn(
             "train: the checkpoint is of fewer processes; the new ones keep their own "
             "random states",
             stacklevel=2,
         )
-    return {n: v for n, v in tensors.items() if n not in lacks}
+    device = [n for n in tensors if _is_random(n) and n.endswith("/cuda")]
+    left_out = {*new, *(n for n in device if n not in held)}
+    return {n: v for n, v in tensors.items() if n not in left_out}
+
+
+def _of(random_state: str) -> int:
+    """Return whose it is, of the name of a random state."""
+    return int(random_state.split("/")[1])
 
 
 def _is_random(name: str) -> bool:
