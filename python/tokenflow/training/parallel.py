@@ -10,12 +10,17 @@ Source: torch.distributed.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -90,6 +95,17 @@ def share(module: nn.Module) -> None:
     """Give every process the first one's parameters and buffers."""
     for tensor in (*module.parameters(), *module.buffers()):
         dist.broadcast(tensor, 0)
+
+
+def as_forward(module: nn.Module, name: str, *args: Any, **options: Any) -> Any:
+    """Call a method for which FSDP gathers parameters as it does for a forward."""
+    if not isinstance(module, FSDPModule):
+        return getattr(module, name)(*args, **options)
+    register_fsdp_forward_method(module, name)
+    try:
+        return getattr(module, name)(*args, **options)
+    finally:
+        delattr(module, name)  # within a forward it is what it was
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule
 
 from tokenflow.config import PRESETS, TokenFlowConfig
 from tokenflow.data.stream import Stream
@@ -28,7 +28,7 @@ from tokenflow.training.log import Log
 from tokenflow.training.loop import train
 from tokenflow.training.losses import LossConfig, TokenizerLoss
 from tokenflow.training.optimizers import OptimizerConfig
-from tokenflow.training.parallel import whole_state
+from tokenflow.training.parallel import as_forward, whole_state
 from tokenflow.training.pictures import (
     DataConfig,
     heldout_batch,
@@ -242,7 +242,8 @@ class TokenizerTask(Task):
         if self.recipe.train != "all" or not self.health.starts(moment.step):
             return
         with torch.no_grad(), self.health.watch():
-            features = self.model.features(from_uint8(batch["image"]))
+            images = from_uint8(batch["image"])
+            features = as_forward(self.model, "features", images)
             self.model.quantizer(features, rng=moment.rng("scale"))
         self.health.start(optimizers["model"], moment)
 
@@ -288,16 +289,14 @@ class TokenizerTask(Task):
     def judge(self, log: Log, moment: Moment) -> dict[str, float]:
         """Redraw the held-out pictures: PSNR in dB, usage and perplexity."""
         model = self.model.eval()
-        if isinstance(model, FSDPModule):
-            for name in ("encode", "decode"):
-                register_fsdp_forward_method(model, name)
         counts = torch.zeros(
             model.config.codebook_size, dtype=torch.int64, device=self.world.device
         )
         values, redrawn = [], []
         for part in self.heldout.split(JUDGED):
-            encoded = model.encode(from_uint8(part.to(self.world.device)))
-            drawn = to_uint8(model.decode(encoded, output="pt").cpu())
+            images = from_uint8(part.to(self.world.device))
+            encoded = as_forward(model, "encode", images)
+            drawn = to_uint8(as_forward(model, "decode", encoded, output="pt").cpu())
             values.append(psnr(drawn, part))
             redrawn.append(drawn)
             counts += torch.bincount(encoded.indices.flatten(), minlength=len(counts))
@@ -391,13 +390,17 @@ class frozen:
 
     def __enter__(self) -> None:
         """Freeze."""
-        if self.module is not None:
-            self.module.requires_grad_(False)
+        self._learn(False)
 
     def __exit__(self, *error: object) -> None:
         """Let learn again."""
+        self._learn(True)
+
+    def _learn(self, yes: bool) -> None:
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # what it has gathered is not what it keeps
         if self.module is not None:
-            self.module.requires_grad_(True)
+            self.module.requires_grad_(yes)
 
 
 def grid(images: Tensor, redrawn: Tensor) -> Image.Image:
