@@ -189,7 +189,11 @@ def test_an_answer_ends_with_its_mark(model, monkeypatch):
     seen = {}
     monkeypatch.setattr(model, "generate", lambda **k: seen.update(k) or k["input_ids"])
     model.answer(None, "Hello?")
-    assert seen["eos_token_id"] == [258] and seen["max_new_tokens"] == 512
+    room = model.context - seen["input_ids"].shape[1]
+    assert seen["eos_token_id"] == [258] and seen["max_new_tokens"] == room
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", 4096)
+    model.answer(None, "Hello?")
+    assert seen["max_new_tokens"] == 512
     model.answer(None, "Hello?", max_new_tokens=3, eos_token_id=7)
     assert seen["eos_token_id"] == 7 and seen["max_new_tokens"] == 3
 

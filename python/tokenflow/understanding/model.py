@@ -6,7 +6,6 @@ prompt. Everything behind that is a causal language model of transformers.
 Source: TokenFlow, arXiv:2412.03069, section 3.3.
 """
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,8 @@ from tokenflow._language import (
     GenerationMixin,
 )
 from tokenflow._transformers import PreTrainedModel, quiet, register
-from tokenflow.tokenizer.model import TokenFlowTokenizer
-from tokenflow.tokenizer.teachers import Teacher
-from tokenflow.understanding import answering, upstream
-from tokenflow.understanding.config import CONTINUOUS, TokenFlowUnderstandingConfig
+from tokenflow.understanding import answering, parts, upstream
+from tokenflow.understanding.config import TokenFlowUnderstandingConfig
 from tokenflow.understanding.processing import TokenFlowProcessor, positions
 from tokenflow.understanding.projector import Projector
 from tokenflow.understanding.sight import Sight, TeacherSight
@@ -338,64 +335,8 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         if self.config.image_token_id < self.config.text_config.vocab_size:
             self.generation_config.suppress_tokens = [self.config.image_token_id]
 
+    from_parts = classmethod(parts.from_parts)
     from_upstream = classmethod(upstream.from_upstream)
-
-    @classmethod
-    def from_parts(
-        cls,
-        tokenizer: TokenFlowTokenizer | Teacher,
-        language_model: PreTrainedModel,
-        text_tokenizer: Any = None,
-        *,
-        strategy: str = "last",
-        template: str = "qwen_2_5",
-        resize: str = "pad",
-        image_size: int | None = None,
-    ) -> "TokenFlowForUnderstanding":
-        """Put a tokenizer and a language model together, with a new projector.
-
-        The weights are shared with the parts, not copied.
-
-        Args:
-            tokenizer: Of pictures; or a teacher as `load_teacher` returns it, to read
-                its continuous features instead.
-            language_model: Any causal language model of transformers.
-            text_tokenizer: Of its words; without it `processor` is to be set later.
-            strategy: See `TokenFlowUnderstandingConfig`.
-            template, resize: See `TokenFlowProcessor`.
-            image_size: With a teacher: side of the pictures.
-
-        Raises:
-            ValueError: A teacher comes without image_size or of unknown options, or a
-                tokenizer with it.
-        """
-        config = TokenFlowUnderstandingConfig(
-            text_config=language_model.config,
-            **_seeing(tokenizer, strategy, image_size),
-        )
-        processor = None
-        if text_tokenizer is not None:
-            processor = TokenFlowProcessor(
-                text_tokenizer,
-                config.image_size,
-                config.image_tokens,
-                resize,
-                template,
-            )
-            config.image_token_id = processor.image_token_id
-        with torch.device("meta"):
-            model = cls(config)
-        width = (config.feature_width, config.text_config.hidden_size)
-        model.projector = Projector(*width).to(
-            language_model.device, language_model.dtype
-        )
-        model.eye.load_state_dict(tokenizer.float().state_dict(), assign=True)
-        model.eye.requires_grad_(False).eval()
-        model.language_model = language_model
-        model.generation_config = copy.deepcopy(language_model.generation_config)
-        model.silence_pictures()
-        model.processor = processor
-        return model.eval()
 
     @classmethod
     def from_pretrained(
@@ -459,25 +400,6 @@ def written(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     narrow = weight.to(dtype)
     looks = name.startswith(("tokenizer.", "teacher."))
     return weight if looks and not torch.equal(narrow.to(weight), weight) else narrow
-
-
-def _seeing(
-    eye: TokenFlowTokenizer | Teacher, strategy: str, image_size: int | None
-) -> dict[str, Any]:
-    """Return the fields of a config that say what looks at pictures."""
-    taught = isinstance(eye, Teacher)
-    if taught != (image_size is not None):
-        raise ValueError(
-            "from_parts: image_size must be given with a teacher and only then, got "
-            f"{image_size} with a {type(eye).__name__}"
-        )
-    if not taught:
-        return {"tokenizer_config": eye.config, "strategy": strategy}
-    if eye.options is None:
-        raise ValueError("from_parts: a teacher must have options, got None")
-    height, width = eye.grid(image_size, image_size)
-    sizes = {"image_size": image_size, "tokens": height * width, "width": eye.width}
-    return {"teacher_config": {**eye.options, **sizes}, "strategy": CONTINUOUS}
 
 
 register(
