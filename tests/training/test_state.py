@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, and nothing missing goes unseen."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -158,6 +159,19 @@ def test_a_checkpoint_that_is_not_named_is_no_fresh_start(kept):
         kept.save(step, {"a": torch.ones(4)})
     (kept.folder / "current").unlink()
     assert kept.current().name == "step-00000010"
+
+
+def test_a_checkpoint_is_in_place_before_it_is_the_current_one(kept, monkeypatch):
+    replace, found = os.replace, []
+
+    def look(source, target):  # whoever is killed here leaves what is found
+        replace(source, target)
+        found.append(kept.current().name)
+
+    monkeypatch.setattr(os, "replace", look)
+    for step in (1, 2):
+        kept.save(step, {"a": torch.ones(4)})
+    assert [name[-1] for name in found] == ["1", "1", "1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ Networks that learn differ by rounding, as gradients are added in another order.
 are plain gradient descent here, which hands that on as it is, while Adam, which divides
 by the gradient's size, makes a whole step of it wherever a gradient is nearly nothing.
 A weight that differs in its last bit (1e-7) moves features, and the books that are set
-onto them, by up to 6e-6 when this was written. Where entries are fewer than cells, no
+onto them, by up to 2e-6 when this was written. Where entries are fewer than cells, no
 two of them are nearly the same, and indices are still equal. The counters that are
 compared bit for bit hold how often each entry was used at each scale in every step, so
 that they tell of every index.
