@@ -25,7 +25,7 @@ from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.scales import Scales, token_counts
 
 LABEL = "width {width}, {layers} layers, {passes} a scale, B={batch}"
-_SHAPE = {"layers": 4, "width": 512, "entries": 1024, "text": 128, "scales": 9}
+_SHAPE = {"layers": 2, "width": 1024, "entries": 1024, "text": 128, "scales": 9}
 CASES = [{**_SHAPE, "passes": passes, "batch": 1} for passes in (1, 3)]
 TINY = {
     **{"layers": 1, "width": 128, "entries": 64, "text": 5, "scales": 3},
