@@ -36,10 +36,12 @@ def test_it_paints(run, both, tmp_path):
 
     model, folder = both
     out = tmp_path / "made.png"
-    code, said, _ = run("generate", "a cat", "-m", folder, "-o", out, "--seed", "3")
+    code, said, _ = run(
+        "generate", "what is red?", "-m", folder, "-o", out, "--seed", "3"
+    )
     assert code == 0 and "seed 3" in said
     seeded = torch.Generator().manual_seed(3)
-    (picture,) = model.generate("a cat", generator=seeded)
+    (picture,) = model.generate("what is red?", generator=seeded)
     assert Image.open(out).tobytes() == picture.tobytes()
 
 

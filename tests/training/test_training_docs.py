@@ -23,6 +23,7 @@ from tokenflow.training.generation import DrawnConfig, GenerationRecipe
 from tokenflow.training.teacher import TeacherConfig
 from tokenflow.training.tokenizer import DiscriminatorConfig, TokenizerRecipe
 from tokenflow.training.understanding import UnderstandingConfig, UnderstandingRecipe
+from tokenflow.training.unified import AnswersConfig
 from tokenflow.training.words import WordsConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
@@ -76,6 +77,7 @@ def sections():
         ("of a generation recipe itself", GenerationRecipe),
         ("`words` of a generation recipe", WordsConfig),
         ("`drawn` of a generation recipe", DrawnConfig),
+        ("`answers` of a unified recipe", AnswersConfig),
     ]
 
 
@@ -86,7 +88,9 @@ def tables():
     )
     note += (
         "has `model`, `data`, `optimizer` and `run`, and so has an understanding one; "
-        "a generation recipe has the tables' `data`, `optimizer` and `run`.\n"
+        "a generation recipe has the tables' `data`, `optimizer` and `run`. A unified "
+        "recipe has what a generation recipe has, `answers`, and as `dialogues` the "
+        "`data` of an understanding one.\n"
     )
     return "\n" + "\n".join([*parts, note]) + "\n"
 
