@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-import runs
+import whole_runs
 import yaml
 from tiny_recipe import TINY, values
 
@@ -48,8 +48,8 @@ def whole(tmp_path_factory):
         key = repr((sections, count, options))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("whole") / "run"
-            status = runs.run(sections, made[key], count=count, **options)
-            assert status == [0] * count, runs.said(made[key])
+            status = whole_runs.run(sections, made[key], count=count, **options)
+            assert status == [0] * count, whole_runs.said(made[key])
         return made[key]
 
     return make
@@ -57,22 +57,24 @@ def whole(tmp_path_factory):
 
 def kill(sections, folder, hurt, rank=0, **options):
     """Go on, or begin, and be killed there."""
-    status = runs.run(sections, folder, hurt=hurt, rank=rank, resume=True, **options)
-    assert status[rank] == KILLED, runs.said(folder)
+    status = whole_runs.run(
+        sections, folder, hurt=hurt, rank=rank, resume=True, **options
+    )
+    assert status[rank] == KILLED, whole_runs.said(folder)
 
 
 def go_on(sections, folder, count=1, **options):
     """Go on to the end."""
-    status = runs.run(sections, folder, resume=True, count=count, **options)
-    assert status == [0] * count, runs.said(folder)
+    status = whole_runs.run(sections, folder, resume=True, count=count, **options)
+    assert status == [0] * count, whole_runs.said(folder)
 
 
 def test_a_killed_run_ends_as_the_whole_one(tmp_path, whole):
     one, folder = whole(sections()), tmp_path / "run"
     kill(sections(), folder, "step-7")
-    assert runs.current(folder) == 6
+    assert whole_runs.current(folder) == 6
     go_on(sections(), folder)
-    runs.assert_same(one, folder)
+    whole_runs.assert_same(one, folder)
     events = {e["step"]: e for e in read_log(one) if e["event"] == "step"}
     assert events[7]["revived"] > 0  # in the step that is made again
     assert "discriminator/loss" in events[5] and "discriminator/loss" not in events[4]
@@ -102,9 +104,9 @@ def test_so_does_one_that_is_killed_everywhere(tmp_path, whole, count):
         # the first process alone puts checkpoints in place
         rank = turn % count if hurt[:5] not in ("place", "name-") else 0
         kill(sections(), folder, hurt, rank, count=count)
-        assert runs.current(folder) == saved, (hurt, runs.said(folder))
+        assert whole_runs.current(folder) == saved, (hurt, whole_runs.said(folder))
     go_on(sections(), folder, count)
-    runs.assert_same(whole(sections(), count), folder)
+    whole_runs.assert_same(whole(sections(), count), folder)
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert names == {"current", "step-00000006", "step-00000008"}
 
@@ -126,7 +128,7 @@ def test_so_it_is_however_the_tokenizer_learns(tmp_path, whole, changes, count):
     for hurt in ("start-2", "step-5"):  # of steps 2 to 6
         kill(changed, folder, hurt, count=count)
     go_on(changed, folder, count)
-    runs.assert_same(whole(changed, count), folder)
+    whole_runs.assert_same(whole(changed, count), folder)
 
 
 @SLOW
@@ -137,7 +139,7 @@ def test_so_it_is_for_the_decoder_alone(tmp_path, whole, count):
     for hurt in ("average-4", "place-1", "average-4"):
         kill(tuned, tmp_path / "run", hurt, count=count)
     go_on(tuned, tmp_path / "run", count)
-    runs.assert_same(whole(tuned, count), tmp_path / "run")
+    whole_runs.assert_same(whole(tuned, count), tmp_path / "run")
 
 
 TEACHER = {
@@ -181,7 +183,7 @@ def test_so_it_is_for_a_teacher(tmp_path, whole, count):
             **options,
         )
     go_on(TEACHER, tmp_path / "run", **options)
-    runs.assert_same(whole(TEACHER, **options), tmp_path / "run")
+    whole_runs.assert_same(whole(TEACHER, **options), tmp_path / "run")
 
 
 @SLOW
@@ -189,21 +191,21 @@ def test_so_it_is_for_a_teacher(tmp_path, whole, count):
 def test_kills_at_random_moments_add_up_to_nothing(tmp_path, whole, count):
     folder, rng = tmp_path / "run", random.Random()
     start = time.monotonic()
-    assert not any(runs.run(sections(), tmp_path / "timed", count=count))
+    assert not any(whole_runs.run(sections(), tmp_path / "timed", count=count))
     usual = time.monotonic() - start
     for tries in range(40):
-        processes = runs.begin(sections(), folder, count=count, resume=True)
+        processes = whole_runs.begin(sections(), folder, count=count, resume=True)
         victim = rng.choice(processes)
         victim.join(rng.uniform(0, usual) * (1 + tries / 8))
         if victim.is_alive():
             victim.kill()
-        status = runs.end(processes)
-        assert not any(status) or KILLED in status, runs.said(folder)
+        status = whole_runs.end(processes)
+        assert not any(status) or KILLED in status, whole_runs.said(folder)
         if not any(status):
             break
     print("kills", tries)  # shown where this fails
     assert not any(status)
-    runs.assert_same(whole(sections(), count), folder)
+    whole_runs.assert_same(whole(sections(), count), folder)
 
 
 @SLOW
@@ -222,8 +224,8 @@ def test_so_it_is_on_the_command_line_with_torchrun(tmp_path, whole):
             found = subprocess.check_output(["pgrep", "-P", str(torchrun.pid)])
             os.kill(int(found.split()[-1]), signal.SIGKILL)
         failed = torchrun.wait(240) != 0
-        assert failed == (times == 1), runs.said(folder)
-    runs.assert_same(whole(sections(), 2), folder)
+        assert failed == (times == 1), whole_runs.said(folder)
+    whole_runs.assert_same(whole(sections(), 2), folder)
 
 
 @SLOW
@@ -235,9 +237,9 @@ def test_a_run_goes_on_with_more_or_fewer_processes(tmp_path, whole, counts):
     one = sections(**changes)
     kill(one, folder, "step-5", count=before)
     go_on(one, folder, after)
-    assert runs.current(folder) == 8
+    assert whole_runs.current(folder) == 8
     losses = [
-        [e["reconstruction"] for e in runs.told(run) if "reconstruction" in e]
+        [e["reconstruction"] for e in whole_runs.told(run) if "reconstruction" in e]
         for run in (whole(one), folder)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
@@ -251,7 +253,7 @@ def wait_for_step(folder, step):
         if begun and any(e.get("step") == step for e in read_log(folder)):
             return
         time.sleep(0.01)
-    raise AssertionError(runs.said(folder))
+    raise AssertionError(whole_runs.said(folder))
 
 
 @SLOW
@@ -274,13 +276,13 @@ def test_a_run_that_is_asked_to_stop_saves_first(
     """
     folder, data = tmp_path / "run", {"workers": workers}
     long = sections(data=data, run={"steps": 10_000, "save_every": 0})
-    processes = runs.begin(long, folder, count=count)
+    processes = whole_runs.begin(long, folder, count=count)
     wait_for_step(folder, 2)
     os.killpg(processes[told].pid, number)
-    assert runs.end(processes) == [128 + number] * count, runs.said(folder)
-    assert "Traceback" not in runs.said(folder)
+    assert whole_runs.end(processes) == [128 + number] * count, whole_runs.said(folder)
+    assert "Traceback" not in whole_runs.said(folder)
     stop = next(e for e in read_log(folder) if e["event"] == "stop")
-    assert stop["step"] == runs.read(folder)[0] and stop["signal"] == number
+    assert stop["step"] == whole_runs.read(folder)[0] and stop["signal"] == number
 
 
 @SLOW
@@ -289,7 +291,7 @@ def test_a_checkpoint_that_one_process_cannot_write_fails_on_all(
     tmp_path, whole, count, full
 ):
     folder = tmp_path / "run"
-    status = runs.run(sections(), folder, count=count, hurt="full-2", rank=full)
+    status = whole_runs.run(sections(), folder, count=count, hurt="full-2", rank=full)
     assert status == [1] * count
     for rank in range(count):
         said = (tmp_path / f"run.{rank}.txt").read_text()
@@ -298,7 +300,7 @@ def test_a_checkpoint_that_one_process_cannot_write_fails_on_all(
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert names == {"current", "step-00000002"}
     go_on(sections(), folder, count)
-    runs.assert_same(whole(sections(), count), folder)
+    whole_runs.assert_same(whole(sections(), count), folder)
 
 
 @pytest.mark.parametrize(

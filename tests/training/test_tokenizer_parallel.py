@@ -15,7 +15,7 @@ that they tell of every index.
 """
 
 import pytest
-import runs
+import whole_runs
 import torch
 from tiny_recipe import TINY, values
 
@@ -59,9 +59,9 @@ def trained(tmp_path_factory):
         if key not in made:
             folder = tmp_path_factory.mktemp("trained") / "run"
             made_of = sections(case, **options)
-            status = runs.run(made_of, folder, count=count, plain=True)
-            assert status == [0] * count, runs.said(folder)
-            made[key] = runs.read(folder)[1]
+            status = whole_runs.run(made_of, folder, count=count, plain=True)
+            assert status == [0] * count, whole_runs.said(folder)
+            made[key] = whole_runs.read(folder)[1]
         return made[key]
 
     return make
