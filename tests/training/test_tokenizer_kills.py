@@ -57,9 +57,8 @@ def whole(tmp_path_factory):
 
 def kill(sections, folder, hurt, rank=0, **options):
     """Go on, or begin, and be killed there."""
-    status = whole_runs.run(
-        sections, folder, hurt=hurt, rank=rank, resume=True, **options
-    )
+    how = {"hurt": hurt, "rank": rank, "resume": True, **options}
+    status = whole_runs.run(sections, folder, **how)
     assert status[rank] == KILLED, whole_runs.said(folder)
 
 

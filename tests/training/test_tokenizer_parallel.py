@@ -15,8 +15,8 @@ that they tell of every index.
 """
 
 import pytest
-import whole_runs
 import torch
+import whole_runs
 from tiny_recipe import TINY, values
 
 pytestmark = pytest.mark.slow
