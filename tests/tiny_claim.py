@@ -26,7 +26,7 @@ def home(folder, seeds=(0,)):
     """A folder like that of an ablation: a teacher and three tokenizers."""
     tiny.teacher_folder(folder / "teacher" / "model")
     kinds = {
-        "pyramid": {},
+        "teacher_start": {},
         "pixel_only": {"semantic_dim": 0},
         "semantic_only": {"pixel_dim": 0},
     }

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from tiny_claim import home, values
 
-from tokenflow.training import understanding
+from tokenflow.training import dialogues
 from tokenflow.training.comparison import BEGIN, END
 
 
@@ -18,7 +18,7 @@ def written(folder, **changes):
 
 @pytest.mark.slow
 def test_one_command_makes_the_table(run, tmp_path, emoji_font, monkeypatch):
-    monkeypatch.setattr(understanding, "LEARNED_FROM", 40)
+    monkeypatch.setattr(dialogues, "LEARNED_FROM", 40)
     home(tmp_path)
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n")

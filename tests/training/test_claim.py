@@ -13,7 +13,7 @@ from tiny_claim import home, recipe, values
 from tokenflow import TokenFlowForUnderstanding
 from tokenflow.data.dialogues import SceneQuestions
 from tokenflow.evaluation.questions import SEED, evaluate_scenes, interval
-from tokenflow.training import claim, claim_table, comparison, understanding
+from tokenflow.training import claim, claim_table, comparison, dialogues
 from tokenflow.training.ablation import AblationRecipe
 from tokenflow.training.claim import ClaimRecipe, train_claim
 from tokenflow.training.config import build, load
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def quiet(emoji_font, threads, monkeypatch):
     threads(1)
-    monkeypatch.setattr(understanding, "LEARNED_FROM", 40)  # conversations, for words
+    monkeypatch.setattr(dialogues, "LEARNED_FROM", 40)  # conversations, for words
 
 
 @pytest.fixture(scope="module")
@@ -231,18 +231,20 @@ def test_the_page_says_what_the_recipe_says():
     assert f"{found.judged.questions} questions about held-out scenes" in page
     assert found.judged.split == "heldout"
     ablation = load(AblationRecipe, "scenes")
-    tokens, teacher = ablation.run("pyramid", 0, "T"), ablation.teacher
+    tokens, teacher = ablation.run("teacher_start", 0, "T"), ablation.teacher
     shape = tokens.config()
     assert f"{shape.grid} × {shape.grid} patches" in page
     assert f"{shape.grid**2} positions" in page
     width = teacher.read(TeacherRecipe).model.width
     read = f"{width} numbers of the\n  teacher, {shape.semantic_dim + shape.pixel_dim}"
     assert read in page
-    assert {f"{name}-0" for name in ("pyramid", "pixel_only", "semantic_only")} == {
+    assert {
+        f"{name}-0" for name in ("teacher_start", "pixel_only", "semantic_only")
+    } == {
         run.model.tokenizer.split("/")[-2]
         for run in (found.run(name, 0) for name in found.variants)
     }
-    assert {"pyramid", "pixel_only", "semantic_only"} <= ablation.variants.keys()
+    assert {"teacher_start", "pixel_only", "semantic_only"} <= ablation.variants.keys()
     assert comparison.BEGIN in page and comparison.END in page
 
 

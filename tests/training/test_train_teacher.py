@@ -108,7 +108,7 @@ def test_a_config_out_of_range_is_named():
 
 
 def test_pictures_without_captions_are_told():
-    with pytest.raises(ValueError, match=r"must have captions .* here has none .*'im"):
+    with pytest.raises(ValueError, match=r"must have captions, here has none .*'im"):
         next(captions_of([{"image": None}], 3, "here"))
 
     class Holey(Squares):
