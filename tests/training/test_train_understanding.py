@@ -13,7 +13,7 @@ from tokenflow import TokenFlowForUnderstanding
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.training import config as recipes
 from tokenflow.training.dialogues import DialogueConfig, DialogueStream, Writer
-from tokenflow.training.small_words import learn_words
+from tokenflow.training.small_words import MARKS, learn_words
 from tokenflow.training.task import Moment
 from tokenflow.training.understanding import (
     UnderstandingRecipe,
@@ -383,6 +383,17 @@ def test_small_words_write_any_text():
         assert made.decode(made(text)["input_ids"]) == text
     assert len(made("<|im_end|>")["input_ids"]) == 1
     assert len(made("Is there")["input_ids"]) < 8
+
+
+def test_small_words_are_not_learned_across_marks():
+    made = learn_words(["cat<|im_end|>dog"] * 5, 300)
+    assert len(made("cat<|im_end|>dog")["input_ids"]) == 3
+    assert not any("|" in word and len(word) > 1 for word in _joined(made))
+
+
+def _joined(made):
+    """Tokens that are no marks."""
+    return made.get_vocab().keys() - set(MARKS)
 
 
 @pytest.mark.parametrize("name", recipes.recipes("understanding"))

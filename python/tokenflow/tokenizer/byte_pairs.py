@@ -5,10 +5,18 @@ are the joins.
 Source: byte-pair encoding, arXiv:1508.07909, on bytes; the `tokenizers` package.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 BYTES = 256
+
+
+def apart(texts: Iterable[str], marks: Sequence[str]) -> Iterator[str]:
+    """Yield what is between the marks, which is all that pairs are looked for in."""
+    mark = re.compile("|".join(map(re.escape, marks)))
+    for text in texts:
+        yield from mark.split(text)
 
 
 def learn_pairs(
@@ -17,7 +25,7 @@ def learn_pairs(
     """Return a `tokenizers.Tokenizer` of at most `size` tokens.
 
     Args:
-        texts: What it is learned from.
+        texts: What it is learned from; marks in them are stepped over.
         size: Most tokens; the marks are the first, then come the bytes.
         marks: Tokens of their own, never made of bytes.
         lower: Whether every text is read in lower case, its characters in one form
@@ -47,5 +55,5 @@ def learn_pairs(
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
+    made.train_from_iterator(apart(texts, marks), trainer)
     return made

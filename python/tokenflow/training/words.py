@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenflow.generation.prompts import KNOWN, words
-from tokenflow.tokenizer.byte_pairs import learn_pairs
+from tokenflow.tokenizer.byte_pairs import apart, learn_pairs
 
 MARKS = ("[PAD]", "<s>", "</s>", "<img>", "</img>")  # ids 0 … 4 of a vocabulary
 SMALL_WORLD = 1000  # words
@@ -83,8 +83,7 @@ def learn(captions: Iterable[str], size: int, marks: tuple[str, ...] = MARKS) ->
     """
     from transformers import PreTrainedTokenizerFast
 
-    apart = re.compile("|".join(map(re.escape, marks)))
-    parts = [part for text in captions for part in apart.split(text)]  # as when read
+    parts = list(apart(captions, marks))
     try:
         inner = learn_pairs(parts, size, marks, lower=True)
     except ValueError as error:
