@@ -104,6 +104,24 @@ def autograd(
     )
 
 
+def no_second_gradient(op: Any, name: str, float64: str) -> None:
+    """Register that a gradient, itself an op, has none: asking for one is an error.
+
+    Args:
+        op: The gradient, made by `define`.
+        name: Of the op whose gradient it is.
+        float64: What must be float64 for the reference, which has one.
+    """
+
+    def refuse(ctx: Any, *grads: torch.Tensor) -> None:
+        raise NotImplementedError(
+            f"{name}: the gradient has no gradient of its own; with {float64}, which "
+            "the reference reads, it has"
+        )
+
+    autograd(op, refuse, lambda ctx, inputs, output: None)
+
+
 def call(op: Any, *args: Any) -> Any:
     """`op(*args)`, past the Python kernel of its gradient where none is asked for.
 

@@ -189,18 +189,7 @@ _group_norm_silu_backward = _library.define(
 )
 
 
-def _no_second_gradient(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "group_norm_silu: the gradient has no gradient of its own; with float64, "
-        "which the reference reads, it has"
-    )
-
-
-def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
-_library.autograd(_group_norm_silu_backward, _no_second_gradient, _nothing_saved)
+_library.no_second_gradient(_group_norm_silu_backward, "group_norm_silu", "float64")
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

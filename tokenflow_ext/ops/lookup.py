@@ -166,18 +166,7 @@ _lookup_backward = _library.define(
 )
 
 
-def _no_second_gradient(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "lookup: the gradient has no gradient of its own; with float64 books, which "
-        "the reference reads, it has"
-    )
-
-
-def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
-_library.autograd(_lookup_backward, _no_second_gradient, _nothing_saved)
+_library.no_second_gradient(_lookup_backward, "lookup", "float64 books")
 
 
 def grad_of_books(
