@@ -256,6 +256,7 @@ def fit(
         )
     states.seed_random(config.seed, world)
     log = Log(folder, tensorboard=config.tensorboard, bar=bar, silent=not world.first)
+    run: Run | None = None
     try:
         run = Run(make(log.say), config, folder, world, log)
         if found is not None:
@@ -277,6 +278,8 @@ def fit(
             _go(run, ears)
         return _finish(run, folder)
     finally:
+        for part in run.parts.values() if run else ():
+            part.release()
         log.close()
 
 

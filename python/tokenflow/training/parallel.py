@@ -10,6 +10,7 @@ Source: torch.distributed.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ from torch.utils.checkpoint import checkpoint
 from tokenflow.training.world import World
 
 KINDS = ("ddp", "fsdp")
+# a discriminator is asked twice a step, between which nothing may change; torch renames
+# the option after 2.11
+_OPTIONS = signature(DistributedDataParallel).parameters
+_NAMES = ("forward_sync_buffers", "broadcast_buffers")
+STILL_BUFFERS: dict[str, Any] = {next(n for n in _NAMES if n in _OPTIONS): False}
 
 
 class Part:
@@ -60,8 +66,15 @@ class Part:
             for block in (*blocks, module):
                 fully_shard(block, mesh=mesh, ignored_params=set(whole))
         elif any(p.requires_grad for p in module.parameters()):
-            # a discriminator is asked twice a step, between which nothing may change
-            self.call = DistributedDataParallel(module, broadcast_buffers=False)
+            self.call = DistributedDataParallel(module, **STILL_BUFFERS)
+
+    def release(self) -> None:
+        """Let go of torch's process group, before it is destroyed.
+
+        What destroys it last must not be a reducer that an exception keeps: that waits,
+        with Python's lock held, for threads that may want the lock.
+        """
+        self.call = self.module
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
