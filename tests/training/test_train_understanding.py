@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_understanding import eyes, speaker, teacher_folder, words
 
-from tokenflow import TokenFlowForUnderstanding
+from tokenflow import TokenFlowForUnderstanding, TokenFlowTokenizer
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.training import config as recipes
 from tokenflow.training.dialogues import DialogueConfig, DialogueStream, Writer
@@ -358,6 +358,20 @@ def test_weights_are_saved_in_the_dtype_asked_for(
     assert read.dtype == dtype == read.projector[0].weight.dtype
     for name, value in read.state_dict().items():
         assert torch.equal(value, weights[name].to(value)), name
+
+
+def test_a_shipped_tokenizer_is_kept_by_name(home, tmp_path):
+    model = {"tokenizer": "mini", "length": 160}
+    train_understanding(
+        recipe(home, model=model, run={"steps": 1}), tmp_path, bar=False
+    )
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"projector", "language_model"}
+    mini = TokenFlowTokenizer.from_pretrained("mini")
+    read = TokenFlowForUnderstanding.from_pretrained(tmp_path / "model")
+    assert read.config.fingerprint == mini.fingerprint()
+    for name, value in mini.state_dict().items():
+        assert torch.equal(read.tokenizer.state_dict()[name], value), name
 
 
 def test_what_is_compared_is_checked():

@@ -91,6 +91,15 @@ def local_folder(name: str | PathLike, kind: str = "") -> Path | None:
     )
 
 
+def lasting(name: str | PathLike) -> str | None:
+    """Return a shipped name or a hub id as it is, None for a folder: that may move.
+
+    Raises:
+        OSError: It is none of the three.
+    """
+    return None if local_folder(name) == Path(name) else fspath(name)
+
+
 def load_whole(
     load: Callable[..., Any],
     folder: Path | None,

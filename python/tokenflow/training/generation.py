@@ -310,9 +310,7 @@ def _build(
         config = kind.config_class.preset(recipe.preset, **{**sizes, **recipe.model})
     except (TypeError, ValueError) as error:
         raise ValueError(f"train: model: {error}") from None
-    # a hub's or shipped tokenizer is kept by name, a folder's as a copy
-    named = checkpoint.local_folder(recipe.tokenizer) != Path(recipe.tokenizer)
-    config.image_tokenizer = recipe.tokenizer if named else None
+    config.image_tokenizer = checkpoint.lasting(recipe.tokenizer)  # or a copy is kept
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)
         model = kind(config)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenflow import checkpoint
 from tokenflow._language import AutoModelForCausalLM, AutoTokenizer
 from tokenflow._transformers import AutoConfig
 from tokenflow.tokenizer.model import STRATEGIES, TokenFlowTokenizer
@@ -336,7 +337,7 @@ def build_model(
             words = learn_words(texts, config.vocabulary)
             say(f"vocabulary: {len(words)} words")
             speaker = _new_speaker(config, words)
-        return TokenFlowForUnderstanding.from_parts(
+        model = TokenFlowForUnderstanding.from_parts(
             load_teacher(config.teacher) if taught else eyes,
             speaker,
             words,
@@ -345,6 +346,9 @@ def build_model(
             resize=config.resize,
             image_size=eyes.config.image_size if taught else None,
         )
+    if not taught:
+        model.config.image_tokenizer = checkpoint.lasting(config.tokenizer)
+    return model
 
 
 def _new_speaker(config: UnderstandingConfig, words: Any) -> nn.Module:

@@ -34,6 +34,9 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
             model's vocabulary when None.
         tie_word_embeddings: Whether the language model's output shares its
             embeddings; taken from text_config when None.
+        image_tokenizer: Shipped name or hub id of the tokenizer, whose weights are then
+            not saved with the model's; they are when None.
+        fingerprint: Of the tokenizer that is named.
         teacher_config: Of the teacher that is read instead of a tokenizer: its
             `Teacher.options`, and "image_size", "tokens" (of a picture) and "width".
 
@@ -51,6 +54,8 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
     projector: str = "mlp2x_gelu"
     image_token_id: int | None = None
     tie_word_embeddings: bool | None = None
+    image_tokenizer: str | None = None
+    fingerprint: str | None = None
     teacher_config: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105

@@ -21,7 +21,7 @@ from tokenflow._language import (
     GenerationMixin,
 )
 from tokenflow._transformers import PreTrainedModel, quiet, register
-from tokenflow.understanding import answering, parts, upstream
+from tokenflow.understanding import answering, named, parts, upstream
 from tokenflow.understanding.config import TokenFlowUnderstandingConfig
 from tokenflow.understanding.processing import TokenFlowProcessor, positions
 from tokenflow.understanding.projector import Projector
@@ -68,6 +68,8 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._processor: TokenFlowProcessor | None = None
         self._home: Any = None  # where a processor may be found
+        if config.image_tokenizer is not None:
+            self._keys_to_ignore_on_load_missing = {f"^{named.PREFIX}"}
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -356,6 +358,7 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
             super().from_pretrained, folder, name, *args, **kwargs
         )
         model = made[0] if isinstance(made, tuple) else made
+        named.fill(model, **kwargs)
         model._home = folder or name
         return made
 
@@ -368,6 +371,8 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Write config, safetensors and the processor, whole or not at all.
 
+        A tokenizer that `config.image_tokenizer` names stays where it is.
+
         Args:
             save_directory: Folder, made if it is not there.
             args, kwargs: As in `PreTrainedModel.save_pretrained`; shards are of 5 GB
@@ -376,9 +381,11 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
                 where `from_pretrained(…, dtype="auto")` takes it; theirs when None.
                 Weights of what looks at pictures have it too where that loses nothing.
         """
-        if dtype is not None:
+        if dtype is not None or self.config.image_tokenizer is not None:
             state = kwargs.get("state_dict") or self.state_dict()
-            kwargs["state_dict"] = {k: written(k, v, dtype) for k, v in state.items()}
+            if dtype is not None:
+                state = {k: written(k, v, dtype) for k, v in state.items()}
+            kwargs["state_dict"] = named.to_save(self.config, state)
         kwargs.setdefault("max_shard_size", SHARD)
         processor = self.processor if self.has_processor else None
         if kwargs.get("push_to_hub"):  # would be named after the folder on the way
