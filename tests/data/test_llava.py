@@ -130,15 +130,14 @@ def test_scenes_are_asked_about_whole_or_question_by_question(emoji_font):
     whole = SceneDialogues("heldout", size=32, length=5)
     single = SceneQuestions(30, "heldout", size=32)
     again = pickle.loads(pickle.dumps(whole))[3]
-    assert again["turns"] == whole[3]["turns"]
+    assert again["talks"] == whole[3]["talks"]
     assert (again["images"][0] == whole[3]["images"][0]).all()
     truth = {(q.question, q.answer) for q in whole.scenes.questions(0)}
-    turns = whole.turns(0)
-    asked = [turn["content"] for turn in turns[::2]]
-    assert asked[0].startswith("<image>\n")
-    asked[0] = asked[0].removeprefix("<image>\n")
-    answers = [turn["content"] for turn in turns[1::2]]
-    assert set(zip(asked, answers, strict=True)) == truth
+    talks = whole.talks(0)
+    assert all(turns[0]["content"].startswith("<image>\n") for turns in talks)
+    told = [tuple(turn["content"] for turn in turns) for turns in talks]
+    assert {(q.removeprefix("<image>\n"), a) for q, a in told} == truth
     first = [single[i] for i in range(len(truth))]
     assert {(s["question"], s["answer"]) for s in first} == truth
+    assert all(s["turns"] in talks for s in first)
     assert len(single) == 30 and (first[0]["images"][0] == whole[0]["images"][0]).all()

@@ -93,7 +93,7 @@ def processor(template="qwen_2_5", image_tokens=3):
 def said_by(sample, template="qwen_2_5", **how):
     """Ids as text, and the text of what is learned, its pieces parted by |."""
     made = processor(template)
-    ids, labels, images = Writer(made, how.pop("length", 500), **how)(sample)
+    ids, labels, images, _ = Writer(made, how.pop("length", 500), **how)(sample)
     runs, before = [], False
     for token, label in zip(ids, labels, strict=True):
         if label != -100:
@@ -138,7 +138,7 @@ def test_a_blind_model_is_asked_without_pictures():
 
 
 def test_what_is_too_long_is_cut_and_what_is_then_useless_is_refused():
-    ids, labels, _ = Writer(processor(), 75)(SAMPLE)
+    ids, labels, *_ = Writer(processor(), 75)(SAMPLE)
     assert len(ids) == len(labels) == 75
     with pytest.raises(BrokenPicture, match="an answer must begin"):
         Writer(processor(), 60)(SAMPLE)

@@ -1,8 +1,8 @@
 """Questions about drawn scenes as conversations, like those of `llava`.
 
-In training a conversation holds all questions about a picture, in an order of its own,
-so that a picture is read once for several answers. To judge by, each question stands
-alone: no other question may help it.
+Each question is a conversation of its own, as it is to be answered: a question that was
+asked before would say what is in the picture. To learn from, those about one picture
+come together, in an order of their own, so that it is read once for several answers.
 Source: ours.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenflow.data.llava import IMAGE, Llava
-from tokenflow.data.scenes import Scenes
+from tokenflow.data.scenes import Question, Scenes
 
 SCENES = "scenes"
 
@@ -23,7 +23,7 @@ class Dialogues(Protocol):
         """Return how many there are."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one: "turns" and "images"."""
+        """Return one, "turns" and "images"; or several "talks" about the same."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Return how many characters and pictures one has, roughly."""
@@ -32,7 +32,8 @@ class Dialogues(Protocol):
 class SceneDialogues:
     """All questions about each picture of the small world.
 
-    Item i is {"turns", "images": [uint8 [3, size, size]]}, see `Scenes` for the rest.
+    Item i is {"talks", "images": [uint8 [3, size, size]]}: conversations, each a list
+    of turns like those of `llava.Llava`, and the picture that they are about.
 
     Args:
         split, size, seed, length: As of `Scenes`.
@@ -56,25 +57,27 @@ class SceneDialogues:
         """Return the same for all: they are too alike to be worth sorting."""
         return 0, 1
 
-    def turns(self, index: int) -> list[dict[str, str]]:
+    def talks(self, index: int) -> list[list[dict[str, str]]]:
         """Return what is asked and answered about a picture, without drawing it."""
         asked = self.scenes.questions(index)
         random.Random(f"{self.scenes.split}/{self.scenes.seed}/{index}").shuffle(asked)
-        turns = []
-        for place, question in enumerate(asked):
-            mark = "" if place else f"{IMAGE}\n"
-            turns.append({"role": "user", "content": mark + question.question})
-            turns.append({"role": "assistant", "content": question.answer})
-        return turns
+        return [_turns(question) for question in asked]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one conversation with its picture."""
+        """Return the conversations about one picture."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in [0, {len(self)}), got {index}")
         return {
-            "turns": self.turns(index),
+            "talks": self.talks(index),
             "images": [self.scenes.draw(index).image],
         }
+
+
+def _turns(question: Question) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": f"{IMAGE}\n{question.question}"},
+        {"role": "assistant", "content": question.answer},
+    ]
 
 
 class SceneQuestions:
@@ -111,10 +114,7 @@ class SceneQuestions:
         """Return one question with its picture and answer."""
         number, asked = self.asked[index]
         return {
-            "turns": [
-                {"role": "user", "content": f"{IMAGE}\n{asked.question}"},
-                {"role": "assistant", "content": asked.answer},
-            ],
+            "turns": _turns(asked),
             "images": [self.scenes.draw(number).image],
             "kind": asked.kind,
             "question": asked.question,

@@ -31,6 +31,7 @@ from tokenflow.data.llava import Llava
 from tokenflow.data.order import Order
 from tokenflow.tokenizer.processing import to_batch
 from tokenflow.training.pictures import KEPT
+from tokenflow.training.talks import Row, Talk, looking_back, numbered, together
 from tokenflow.understanding import prompts
 from tokenflow.understanding.processing import TokenFlowProcessor
 
@@ -136,7 +137,9 @@ def spoken(config: DialogueConfig, template: str, seed: int) -> Iterator[str]:
     frame = prompts.template(template)
     if config.source == SCENES:
         drawn = SceneDialogues(seed=seed, size=64)
-        talks: Iterator[Any] = map(drawn.turns, range(LEARNED_FROM))
+        talks: Iterator[Any] = itertools.chain.from_iterable(
+            map(drawn.talks, range(LEARNED_FROM))
+        )
     else:
         found = Llava(config.source, config.pictures or None)
         talks = map(found.turns, range(min(len(found), LEARNED_FROM)))
@@ -145,11 +148,12 @@ def spoken(config: DialogueConfig, template: str, seed: int) -> Iterator[str]:
 
 
 class Writer:
-    """Writes conversations down for a model: ids, labels and pictures of a sample.
+    """Writes conversations down for a model: a row of each sample.
 
-    With the template "plain" the words of questions are left out: a picture and what
-    is said of it, as stage 1 is published. A conversation longer than `length` is cut
-    at its end.
+    A sample is one conversation ("turns"), or several ("talks") about the same
+    pictures, which make one row; see `talks`. With the template "plain" the words of
+    questions are left out: a picture and what is said of it, as stage 1 is published.
+    A conversation longer than `length` is cut at its end.
 
     Args:
         processor: Of the model that learns.
@@ -163,29 +167,24 @@ class Writer:
         self.processor, self.length, self.blind = processor, length, blind
         self.frame = prompts.template(processor.template)
 
-    def __call__(self, sample: dict[str, Any]) -> tuple[list[int], list[int], Tensor]:
-        """Return ids, labels (−100 where nothing is learned) and uint8 [k, 3, R, R].
+    def __call__(self, sample: dict[str, Any]) -> Row:
+        """Return the row of a sample.
 
         Raises:
             BrokenPicture: Nothing that is learned, or not every picture, is within
                 the length.
         """
-        processor, turns = self.processor, sample["turns"]
-        if processor.template == "plain":
-            turns = [self._plain(turn) for turn in turns if turn["role"] != "system"]
-        if self.blind:
-            turns = [
-                {**t, "content": t["content"].replace(prompts.IMAGE, "").lstrip("\n")}
-                for t in turns
-            ]
+        processor = self.processor
         images = [] if self.blind else sample["images"]
-        pieces = prompts.render(self.frame, turns, answer_next=False)
-        ids, labels = prompts.tokenized(
-            pieces, processor.tokenizer, processor.image_tokens
-        )
-        ids, labels = ids[: self.length], labels[: self.length]
-        seen = ids.count(processor.image_token_id)
-        if seen != len(images) * processor.image_tokens:
+        talks = [
+            self._talk(turns) for turns in sample.get("talks") or [sample["turns"]]
+        ]
+        (ids, labels), forks = together(talks, self.length)
+        wanted, image = len(images) * processor.image_tokens, processor.image_token_id
+        if forks and ids[: forks[0]].count(image) != wanted:  # they cannot be shared
+            (ids, labels), forks = together(talks[:1], self.length)
+        seen = ids.count(image)
+        if seen != wanted:
             raise BrokenPicture(
                 f"dialogues: {len(images)} pictures must fit into {self.length} "
                 f"positions, {seen} of their tokens do"
@@ -196,9 +195,23 @@ class Writer:
             )
         side = processor.image_size
         if not images:
-            return ids, labels, torch.empty((0, 3, side, side), dtype=torch.uint8)
+            none = torch.empty((0, 3, side, side), dtype=torch.uint8)
+            return Row(ids, labels, none, forks)
         floats = to_batch(list(images), side, processor.resize)
-        return ids, labels, floats.add(1).mul(127.5).round().to(torch.uint8)
+        pixels = floats.add(1).mul(127.5).round().to(torch.uint8)
+        return Row(ids, labels, pixels, forks)
+
+    def _talk(self, turns: list[dict[str, str]]) -> Talk:
+        processor = self.processor
+        if processor.template == "plain":
+            turns = [self._plain(turn) for turn in turns if turn["role"] != "system"]
+        if self.blind:
+            turns = [
+                {**t, "content": t["content"].replace(prompts.IMAGE, "").lstrip("\n")}
+                for t in turns
+            ]
+        pieces = prompts.render(self.frame, turns, answer_next=False)
+        return prompts.tokenized(pieces, processor.tokenizer, processor.image_tokens)
 
     def _plain(self, turn: dict[str, str]) -> dict[str, str]:
         if turn["role"] == "user":
@@ -209,32 +222,34 @@ class Writer:
     def _marks(turn: dict[str, str]) -> int:
         return turn["content"].count(prompts.IMAGE)
 
-    def batch(
-        self, rows: list[tuple[list[int], list[int], Tensor]]
-    ) -> dict[str, Tensor | list[Tensor]]:
+    def batch(self, rows: list[Row]) -> Batch:
         """Return rows as one batch, padded behind their ends.
 
         Returns:
             "input_ids", "labels" and "attention_mask" [b, T] int64, and "images": the
-            pictures of each row.
+            pictures of each row. Where rows hold several conversations,
+            "attention_mask" is [b, T, T] bool and there are "position_ids" [b, T].
         """
-        longest = max(len(ids) for ids, _, _ in rows)
+        longest = max(len(row.ids) for row in rows)
         own = self.processor.tokenizer
         fill = own.pad_token_id if own.pad_token_id is not None else own.eos_token_id
         ids = torch.full((len(rows), longest), fill or 0)
         labels = torch.full_like(ids, prompts.IGNORED)
         mask = torch.zeros_like(ids)
-        for place, (row, learned, _) in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
-            labels[place, : len(row)] = torch.tensor(learned)
-            mask[place, : len(row)] = 1
-        images = [found for _, _, found in rows]
-        return {
+        for place, row in enumerate(rows):
+            ids[place, : len(row.ids)] = torch.tensor(row.ids)
+            labels[place, : len(row.ids)] = torch.tensor(row.labels)
+            mask[place, : len(row.ids)] = 1
+        batch = {
             "input_ids": ids,
             "labels": labels,
             "attention_mask": mask,
-            "images": images,
+            "images": [row.images for row in rows],
         }
+        if any(row.forks for row in rows):
+            number, batch["position_ids"] = numbered(rows, longest)
+            batch["attention_mask"] = looking_back(number, mask)
+        return batch
 
 
 @torch.no_grad()
@@ -359,7 +374,7 @@ class DialogueStream:
         rows = [self._row(number, reasons) for number in mine]
         return {**self.writer.batch(rows), "broken": len(reasons)}
 
-    def _row(self, number: int, reasons: list[str]) -> Any:
+    def _row(self, number: int, reasons: list[str]) -> Row:
         index, failed = int(self.order(np.array([number]))[0]), []
         for attempt in range(ATTEMPTS):
             if attempt:

@@ -47,6 +47,8 @@ INPUTS = (*STRATEGIES, "pixel", "teacher", "none")
 TRAINED = ("projector", "all")
 SAVED = ("auto", "float32", "bfloat16", "float16")
 
+READ = ("input_ids", "attention_mask", "position_ids")  # of a batch, with pictures
+
 
 @dataclass(frozen=True)
 class UnderstandingConfig:
@@ -239,17 +241,26 @@ class UnderstandingTask(Task):
     def _read(self, call: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits [b, T − 1, vocabulary] and their labels [b, T − 1]."""
         device = self.world.device
-        names = ("input_ids", "attention_mask", "labels")
-        inputs = {name: batch[name].to(device) for name in names}
-        labels = inputs.pop("labels")
+        inputs = {name: batch[name].to(device) for name in READ if name in batch}
+        labels = batch["labels"].to(device)
         images = torch.cat(batch["images"]).to(device)
-        if self.recipe.model.inputs == "none":
-            output = call(**inputs, use_cache=False)
-        else:
-            if not len(images):  # the projector takes its part in every step
-                inputs, labels, images = self._with_a_picture(inputs, labels)
-            output = call(**inputs, pixel_values=from_uint8(images), use_cache=False)
+        if not len(images) and self.recipe.model.inputs != "none":
+            # the projector takes its part in every step
+            inputs, labels, images = self._with_a_picture(inputs, labels)
+        if len(images):
+            inputs["pixel_values"] = from_uint8(images)
+        if inputs["attention_mask"].ndim == 3:
+            inputs["attention_mask"] = self._one_for_all_heads(inputs["attention_mask"])
+        output = call(**inputs, use_cache=False)
         return output.logits[:, :-1], labels[:, 1:]
+
+    def _one_for_all_heads(self, mask: Tensor) -> Tensor:
+        """Return [b, T, T] bool as the language model's attention takes it."""
+        mask, language = mask[:, None], self.model.language_model
+        if language.config._attn_implementation != "eager":
+            return mask
+        least = torch.finfo(language.dtype).min
+        return torch.zeros_like(mask, dtype=language.dtype).masked_fill(~mask, least)
 
     def _with_a_picture(
         self, inputs: dict[str, Tensor], labels: Tensor
@@ -257,14 +268,17 @@ class UnderstandingTask(Task):
         """Add a row of which nothing is learned: a black picture."""
         processor = self.model.processor
         count, side = processor.image_tokens, processor.image_size
-        wide = (0, max(0, count - labels.shape[1]), 0, 1)
-        ids = F.pad(inputs["input_ids"], wide)
-        ids[-1, :count] = processor.image_token_id
-        mask = F.pad(inputs["attention_mask"], wide)
-        mask[-1, :count] = 1
-        black = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=ids.device)
-        labels = F.pad(labels, wide, value=prompts.IGNORED)
-        return {"input_ids": ids, "attention_mask": mask}, labels, black
+        more = max(0, count - labels.shape[1])
+        wide = (0, more, 0, 1)
+        square = (0, more, *wide)
+        padded = {
+            name: F.pad(value, square if value.ndim == 3 else wide)
+            for name, value in inputs.items()
+        }
+        padded["input_ids"][-1, :count] = processor.image_token_id
+        padded["attention_mask"][-1, ..., :count] = 1
+        black = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=labels.device)
+        return padded, F.pad(labels, wide, value=prompts.IGNORED), black
 
     @torch.no_grad()
     def judge(self, log: Log, moment: Moment) -> dict[str, float]:

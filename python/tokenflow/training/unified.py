@@ -179,8 +179,9 @@ class UnifiedTask(GenerationTask):
 
     def _talk(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Return what the model reads of conversations, and their labels."""
-        names = ("input_ids", "attention_mask", "labels")
-        talk = {name: batch[name].to(self.world.device) for name in names}
+        names = ("input_ids", "attention_mask", "position_ids", "labels")
+        device = self.world.device
+        talk = {name: batch[name].to(device) for name in names if name in batch}
         asked = torch.cat(batch["images"])
         if len(asked):
             talk["pictures"] = self.tokens({"image": asked})

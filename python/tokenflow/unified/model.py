@@ -104,14 +104,17 @@ class TokenFlowUnified(TokenFlowForGeneration):
         attention_mask: Tensor | None = None,
         pictures: Tensor | None = None,
         *,
+        position_ids: Tensor | None = None,
         kept: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """Run the language model over conversations.
 
         Args:
             input_ids: [B, T] int64, as `processor` makes them.
-            attention_mask: [B, T] with 0 where a row is padded, on either side.
+            attention_mask: [B, T] with 0 where a row is padded, on either side; or
+                [B, T, T] bool, which position may look back at which.
             pictures: [n, N] int64, the tokens of all pictures, row after row.
+            position_ids: [B, T], wanted with the second kind; from the first when None.
             kept: Takes keys and values of every layer.
 
         Returns:
@@ -135,7 +138,9 @@ class TokenFlowUnified(TokenFlowForGeneration):
             rows = self.embed_pictures(pictures).to(x.dtype)
             x = x.masked_scatter(places[..., None].expand_as(x), rows)
         seen = attended(attention_mask.bool(), places, count)
-        return self.llama(x, positions(attention_mask), seen[:, None], kept=kept)
+        if position_ids is None:
+            position_ids = positions(attention_mask)
+        return self.llama(x, position_ids, seen[:, None], kept=kept)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Return logits of the text ids alone: [..., width] → [..., image_start]."""
@@ -153,13 +158,14 @@ class TokenFlowUnified(TokenFlowForGeneration):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pictures: Tensor | None = None,
+        position_ids: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> TokenFlowUnifiedOutput:
         """Predict pictures, or words about pictures, or both in one step.
 
         Args:
             prefix, indices, suffix, with_text: Painting; see `TokenFlowForGeneration`.
-            input_ids, attention_mask, pictures: Answering; see `read`.
+            input_ids, attention_mask, pictures, position_ids: Answering; see `read`.
             labels: [B, T] int64, −100 where nothing is learned; adds `answer_loss`.
 
         Returns:
@@ -177,7 +183,9 @@ class TokenFlowUnified(TokenFlowForGeneration):
         if prefix is not None and indices is not None:
             found |= super().forward(prefix, indices, suffix, with_text=with_text)
         if input_ids is not None:
-            hidden = self.read(input_ids, attention_mask, pictures)
+            hidden = self.read(
+                input_ids, attention_mask, pictures, position_ids=position_ids
+            )
             logits = found["answer_logits"] = self.text_logits(hidden)
             if labels is not None:
                 found["answer_loss"] = loss = F.cross_entropy(
@@ -195,7 +203,8 @@ def attended(real: Tensor, places: Tensor, count: int) -> Tensor:
     Everything looks back at what is no padding; a picture's positions see each other.
 
     Args:
-        real: [B, T] bool, false where a row is padded.
+        real: [B, T] bool, false where a row is padded; or [B, T, T], false where one
+            may not look back at the other.
         places: [B, T] bool, true where pictures are, each `count` in a row.
         count: Positions of one picture.
 
@@ -204,9 +213,10 @@ def attended(real: Tensor, places: Tensor, count: int) -> Tensor:
     """
     length = real.shape[1]
     back = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    looked = real if real.ndim == 3 else real[:, None]
     number = (places.long().cumsum(1) - 1) // count  # of each place's picture
     both = places[:, :, None] & places[:, None]
-    return (back & real[:, None]) | (both & (number[:, :, None] == number[:, None]))
+    return (back & looked) | (both & (number[:, :, None] == number[:, None]))
 
 
 register(TokenFlowUnifiedConfig, TokenFlowUnified)
