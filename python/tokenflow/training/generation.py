@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from tokenflow import checkpoint
 from tokenflow.data.stream import Stream
@@ -29,7 +28,7 @@ from tokenflow.tokenizer.scales import token_counts
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
-from tokenflow.training.parallel import whole_state
+from tokenflow.training.parallel import as_forward, whole_state
 from tokenflow.training.pictures import DataConfig, open_pictures, picture_batches
 from tokenflow.training.run import RunConfig
 from tokenflow.training.task import Batch, Moment, Task
@@ -259,9 +258,9 @@ class GenerationTask(Task):
     def _sheet(self) -> Any:
         """Return the first held-out pictures over what is drawn of their captions."""
         drawn, model = self.recipe.drawn, self.model
-        if isinstance(model, FSDPModule):
-            register_fsdp_forward_method(model, "generate")
-        pictures = model.generate(
+        pictures = as_forward(
+            model,
+            "generate",
             self.prefix(self.heldout["caption"][: drawn.pictures]),
             guidance_scale=drawn.guidance,
             refinement=sampling.PASSES[drawn.passes],

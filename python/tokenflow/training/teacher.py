@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from tokenflow.config import TokenFlowConfig
 from tokenflow.data.errors import BrokenPicture
@@ -39,7 +38,7 @@ from tokenflow.training.contrastive import (
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
 from tokenflow.training.optimizers import OptimizerConfig
-from tokenflow.training.parallel import whole_state
+from tokenflow.training.parallel import as_forward, whole_state
 from tokenflow.training.pictures import DataConfig, open_pictures, picture_batches
 from tokenflow.training.run import RunConfig
 from tokenflow.training.task import Batch, Moment, Task
@@ -223,23 +222,21 @@ class TeacherTask(Task):
             among those that do not (0.5 is chance).
         """
         model = self.model.eval()
-        if isinstance(model, FSDPModule):
-            for name in ("encode_images", "encode_tokens", "encode_texts"):
-                register_fsdp_forward_method(model, name)
         captions = self.heldout["caption"]
         known = sorted(set(captions))
-        vectors = model.encode_texts(known)
+        vectors = as_forward(model, "encode_texts", known)
         texts = read_texts(
             captions, model.vocabulary, model.text_encoder.length, 4, random.Random
         ).to(vectors.device)
         once, _ = first_of_each(texts.keys)
         once = once[texts.keys[once] != 0]
-        keys, pieces = texts.keys[once], model.encode_tokens(texts.pieces[once])
+        keys = texts.keys[once]
+        pieces = as_forward(model, "encode_tokens", texts.pieces[once])
         found, right, wrong = 0, [], []
         for start in range(0, len(captions), JUDGED):
             here = slice(start, start + JUDGED)
             images = from_uint8(self.heldout["image"][here].to(vectors.device))
-            pictures, patches = model.encode_images(images)
+            pictures, patches = as_forward(model, "encode_images", images)
             best = (pictures @ vectors.T).argmax(1).tolist()
             found += sum(
                 known[i] == caption
