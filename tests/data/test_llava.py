@@ -9,6 +9,7 @@ from PIL import Image
 from tokenflow.data.dialogues import SceneDialogues, SceneQuestions
 from tokenflow.data.errors import BrokenPicture
 from tokenflow.data.llava import Llava, dialogue
+from tokenflow.data.scenes import description
 
 WORDS = 'Что это?\u2028日本語 \U0001f408 \x85 ünï\tquote " \\ end'
 
@@ -136,6 +137,8 @@ def test_scenes_are_asked_about_whole_or_question_by_question(emoji_font):
     talks = whole.talks(0)
     assert all(turns[0]["content"].startswith("<image>\n") for turns in talks)
     told = [tuple(turn["content"] for turn in turns) for turns in talks]
+    described = ("<image>\nDescribe the picture.", description(whole.scenes.truth(0)))
+    assert told.pop() == described
     assert {(q.removeprefix("<image>\n"), a) for q, a in told} == truth
     first = [single[i] for i in range(len(truth))]
     assert {(s["question"], s["answer"]) for s in first} == truth

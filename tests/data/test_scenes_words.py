@@ -20,6 +20,7 @@ from tokenflow.data.scenes import (
     SceneObject,
     Scenes,
     caption,
+    description,
     heldout_pair,
     prompts,
     questions,
@@ -150,6 +151,17 @@ def test_captions_are_true_of_the_truth(emoji_font, split):
             by_name = {o.name: o for o in scene.objects}
             objects = [by_name[name] for name, *_ in parts]
             assert relation(*objects) == between[1], said
+
+
+def test_a_description_names_all_from_left_to_right():
+    things = (
+        thing("key", "red", left=0.7),
+        thing("cat", left=0.4),
+        thing("key", "red", left=0.1),
+        thing("key", "blue", left=0.2),
+    )
+    said = description(Scene("counting", things))
+    assert said == "two red keys and a blue key and a cat"
 
 
 def test_questions_worked_by_hand():

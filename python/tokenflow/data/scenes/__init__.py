@@ -34,6 +34,7 @@ from tokenflow.data.scenes.words import (
     QUESTION_KINDS,
     Question,
     caption,
+    description,
     prompts,
     questions,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "SceneObject",
     "Scenes",
     "caption",
+    "description",
     "heldout_colour",
     "heldout_pair",
     "prompts",

@@ -89,6 +89,20 @@ def caption(scene: Scene, rng: Rng) -> str:
     return _compose(scene.category, scene.groups, related, rng)
 
 
+def description(scene: Scene) -> str:
+    """Name all there is with its number and colour, from left to right.
+
+    Such as "a red apple and two keys"; a group is where its leftmost object is.
+    """
+
+    def left(group: Group) -> float:
+        kind = group.name, group.colour
+        return min(o.box[0] for o in scene.objects if (o.name, o.colour) == kind)
+
+    groups = sorted(scene.groups, key=left)
+    return " and ".join(phrase(group, coloured=True) for group in groups)
+
+
 def questions(scene: Scene, rng: Rng) -> list[Question]:
     """Return questions about a picture with their answers.
 
