@@ -4,7 +4,10 @@ import json
 
 import pytest
 import tiny_understanding as tiny
+import torch
 from PIL import Image
+
+from tokenflow.cli._options import load_model
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,12 @@ def test_the_words_are_the_model_s(run, speaker):
     words = ("answer", "one.png", "What is it?", "-m", folder, "--max-tokens", "12")
     code, out, err = run(*words)
     assert (code, err) == (0, "") and out == told + "\n" and told
+
+
+def test_float16_runs_in_float32_on_a_cpu(speaker, tmp_path):
+    speaker[0].save_pretrained(tmp_path / "half", dtype=torch.float16)
+    half = load_model(str(tmp_path / "half"), "cpu", "TokenFlowForUnderstanding")
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
 
 
 def test_json_says_what_was_asked(run, speaker):
