@@ -10,6 +10,7 @@ from tokenflow.training import talks
 from tokenflow.training.dialogues import Writer
 from tokenflow.training.run import RunConfig
 from tokenflow.training.understanding import UnderstandingRecipe, UnderstandingTask
+from tokenflow.training.unified import UnifiedTask
 from tokenflow.training.world import World
 from tokenflow.understanding.processing import TokenFlowProcessor
 from tokenflow.understanding.prompts import IGNORED
@@ -123,20 +124,18 @@ def test_a_unified_model_reads_each_as_if_alone():
     model = unified_model()
     side = model.image_tokenizer.config.image_size
     writer = Writer(model.processor, 400)
+    task = UnifiedTask.__new__(UnifiedTask)  # without what it learns from
+    task.model, task.world = model, World()
 
     @torch.no_grad()
     def read(batch):
-        names = ("input_ids", "attention_mask", "position_ids")
-        talk = {name: batch[name] for name in names if name in batch}
-        pictures = torch.cat(batch["images"]).float() / 127.5 - 1
-        indices = model.image_tokenizer.encode(pictures).indices
-        return model(**talk, pictures=indices).answer_logits[:, :-1]
+        return task._read(batch)[0]
 
     together, alone = judge(read, writer, side)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_is_that_of_rows_of_their_own():
+def test_the_same_is_learned_as_in_rows_of_their_own():
     writer = Writer(tiny.model().processor, 400)
     rows = [writer(sample(0, 3, 32))]
     whole = writer.batch(rows)
@@ -153,6 +152,7 @@ def test_pictures_that_cannot_be_shared_leave_one_conversation():
     processor = TokenFlowProcessor(tiny.words(), 32, 3, template="plain")
     row = Writer(processor, 400)(sample(0, 3, 32))
     assert row.forks == () and row.ids.count(processor.image_token_id) == 3
+    assert "So it is." in processor.tokenizer.decode(row.ids)  # the last
     late = sample(0, 2, 32)
     for (ask, _), (words, _) in zip(late["talks"], ASKED, strict=False):
         ask["content"] = f"{words}\n<image>"

@@ -23,6 +23,7 @@ from tokenflow.training.understanding import (
 )
 from tokenflow.training.world import World
 from tokenflow.understanding import model as model_file
+from tokenflow.understanding.named import digest
 from tokenflow.understanding.processing import TokenFlowProcessor
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
@@ -369,7 +370,7 @@ def test_a_shipped_tokenizer_is_kept_by_name(home, tmp_path):
     assert {name.split(".")[0] for name in weights} == {"projector", "language_model"}
     mini = TokenFlowTokenizer.from_pretrained("mini")
     read = TokenFlowForUnderstanding.from_pretrained(tmp_path / "model")
-    assert read.config.fingerprint == mini.fingerprint()
+    assert read.config.image_digest == digest(mini.state_dict())
     for name, value in mini.state_dict().items():
         assert torch.equal(read.tokenizer.state_dict()[name], value), name
 

@@ -319,6 +319,9 @@ def test_places_and_pictures_are_as_many(model):
     ids = processor(picture(), processor.prompt("a"))["input_ids"]
     with pytest.raises(ValueError, match="16 places for each of 0 pictures, got 16"):
         model(input_ids=ids)
+    square = torch.ones(1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="position_ids must be given"):
+        model.read(torch.ones(1, 4, dtype=torch.int64), square)
     with pytest.raises(ValueError, match="prefix and indices, or input_ids"):
         model()
     with pytest.raises(ValueError, match="prefix and indices, or input_ids"):

@@ -6,6 +6,7 @@ know upstream's parameter names are here: `tokenizer`, `generation` and
 """
 
 from tokenflow.checkpoint.files import (
+    HUB,
     SHIPPED,
     SHOWN,
     check_complete,
@@ -51,6 +52,7 @@ from tokenflow.checkpoint.understanding import (
 
 __all__ = [
     "CONTAINERS",
+    "HUB",
     "SHIPPED",
     "SHOWN",
     "USAGE_KEY",

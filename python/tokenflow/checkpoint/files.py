@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from tokenflow._transformers import quiet
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"  # models inside the package
+# of `from_pretrained`: how a hub is asked
+HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 SHOWN = 5  # differing names in a message
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 

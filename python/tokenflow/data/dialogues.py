@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenflow.data.llava import IMAGE, Llava
-from tokenflow.data.scenes import Question, Scenes, description
+from tokenflow.data.scenes import Scenes, description
 
 SCENES = "scenes"
 DESCRIBE = "Describe the picture."
@@ -32,7 +32,7 @@ class Dialogues(Protocol):
 
 
 class SceneDialogues:
-    """All questions about each picture of the small world.
+    """All questions about each picture of the small world, and its description.
 
     Item i is {"talks", "images": [uint8 [3, size, size]]}: conversations, each a list
     of turns like those of `llava.Llava`, and the picture that they are about.
@@ -64,7 +64,8 @@ class SceneDialogues:
         asked = self.scenes.questions(index)
         random.Random(f"{self.scenes.split}/{self.scenes.seed}/{index}").shuffle(asked)
         said = description(self.scenes.truth(index))
-        return [*map(_turns, asked), _turns(Question("description", DESCRIBE, said))]
+        told = [*((q.question, q.answer) for q in asked), (DESCRIBE, said)]
+        return [_turns(*words) for words in told]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the conversations about one picture."""
@@ -76,10 +77,10 @@ class SceneDialogues:
         }
 
 
-def _turns(question: Question) -> list[dict[str, str]]:
+def _turns(question: str, answer: str) -> list[dict[str, str]]:
     return [
-        {"role": "user", "content": f"{IMAGE}\n{question.question}"},
-        {"role": "assistant", "content": question.answer},
+        {"role": "user", "content": f"{IMAGE}\n{question}"},
+        {"role": "assistant", "content": answer},
     ]
 
 
@@ -117,7 +118,7 @@ class SceneQuestions:
         """Return one question with its picture and answer."""
         number, asked = self.asked[index]
         return {
-            "turns": _turns(asked),
+            "turns": _turns(asked.question, asked.answer),
             "images": [self.scenes.draw(number).image],
             "kind": asked.kind,
             "question": asked.question,

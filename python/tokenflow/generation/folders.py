@@ -22,7 +22,6 @@ from tokenflow.tokenizer.scales import as_pairs
 if TYPE_CHECKING:
     from tokenflow.generation.model import TokenFlowForGeneration
 
-HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 INSIDE = "image_tokenizer"  # folder of a tokenizer that has no name
 
 

@@ -391,7 +391,7 @@ class TokenFlowForGeneration(PreTrainedModel):
             super().from_pretrained, folder, name, *args, **kwargs
         )
         model = made[0] if isinstance(made, tuple) else made
-        hub = {key: kwargs[key] for key in folders.HUB if key in kwargs}
+        hub = {key: kwargs[key] for key in checkpoint.HUB if key in kwargs}
         model.text_tokenizer = folders.text_tokenizer(place, **hub)
         if image_tokenizer is None:
             hub["dtype"] = model.dtype

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from tokenflow import checkpoint
 from tokenflow.data.dialogues import SceneQuestions
 from tokenflow.evaluation.questions import SEED, ask, in_batches, plain, scores
@@ -206,7 +208,9 @@ def _same_eyes(job: Job) -> str:
 def run_job(job: Job, device: str, threads: int | None) -> Scores:
     """Train one variant, or go on with it, and judge it; see `train_one`."""
     facts = comparison.train_one(job, train_understanding, device, threads)
-    model = TokenFlowForUnderstanding.from_pretrained(job.folder / "model")
+    model = TokenFlowForUnderstanding.from_pretrained(
+        job.folder / "model", dtype=torch.float32
+    )
     blind = job.recipe.model.inputs == "none"
     facts |= {
         "eyes": _same_eyes(job),

@@ -39,6 +39,7 @@ JUDGED = 32  # held-out conversations at a time
 LEARNED_FROM = 2000  # conversations that a small vocabulary is learned from
 ATTEMPTS = 16  # broken samples in a row before it is an error
 LETTERS = 4  # of a token, roughly: lengths are only compared
+WORDS = ("input_ids", "attention_mask", "position_ids")  # of a batch, what is read
 
 Batch = dict[str, Any]
 
@@ -182,7 +183,7 @@ class Writer:
         (ids, labels), forks = together(talks, self.length)
         wanted, image = len(images) * processor.image_tokens, processor.image_token_id
         if forks and ids[: forks[0]].count(image) != wanted:  # they cannot be shared
-            (ids, labels), forks = together(talks[:1], self.length)
+            (ids, labels), forks = together(talks[-1:], self.length)
         seen = ids.count(image)
         if seen != wanted:
             raise BrokenPicture(

@@ -30,9 +30,10 @@ from tokenflow.training.world import World
 KINDS = ("ddp", "fsdp")
 # a discriminator is asked twice a step, between which nothing may change; torch renames
 # the option after 2.11
-_OPTIONS = signature(DistributedDataParallel).parameters
-_NAMES = ("forward_sync_buffers", "broadcast_buffers")
-STILL_BUFFERS: dict[str, Any] = {next(n for n in _NAMES if n in _OPTIONS): False}
+_RENAMED = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+STILL_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if _RENAMED else "broadcast_buffers": False
+}
 
 
 class Part:
@@ -69,10 +70,11 @@ class Part:
             self.call = DistributedDataParallel(module, **STILL_BUFFERS)
 
     def release(self) -> None:
-        """Let go of torch's process group, before it is destroyed.
+        """Let go of DDP's reducer, before the process group is destroyed.
 
-        What destroys it last must not be a reducer that an exception keeps: that waits,
-        with Python's lock held, for threads that may want the lock.
+        An exception that leaves the loop, such as `Stopped`, keeps the parts. Were the
+        reducer in them the last to let go of the group, it would wait, with Python's
+        lock held, for threads that may want the lock.
         """
         self.call = self.module
 

@@ -23,6 +23,7 @@ from tokenflow.tokenizer.model import STRATEGIES, TokenFlowTokenizer
 from tokenflow.tokenizer.processing import from_uint8
 from tokenflow.tokenizer.teachers import load_teacher
 from tokenflow.training.dialogues import (
+    WORDS,
     DialogueConfig,
     DialogueStream,
     Writer,
@@ -46,8 +47,6 @@ from tokenflow.understanding.model import TokenFlowForUnderstanding, written
 INPUTS = (*STRATEGIES, "pixel", "teacher", "none")
 TRAINED = ("projector", "all")
 SAVED = ("auto", "float32", "bfloat16", "float16")
-
-READ = ("input_ids", "attention_mask", "position_ids")  # of a batch, with pictures
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class UnderstandingTask(Task):
     def _read(self, call: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits [b, T − 1, vocabulary] and their labels [b, T − 1]."""
         device = self.world.device
-        inputs = {name: batch[name].to(device) for name in READ if name in batch}
+        inputs = {name: batch[name].to(device) for name in WORDS if name in batch}
         labels = batch["labels"].to(device)
         images = torch.cat(batch["images"]).to(device)
         if not len(images) and self.recipe.model.inputs != "none":
@@ -268,15 +267,10 @@ class UnderstandingTask(Task):
         """Add a row of which nothing is learned: a black picture."""
         processor = self.model.processor
         count, side = processor.image_tokens, processor.image_size
-        more = max(0, count - labels.shape[1])
-        wide = (0, more, 0, 1)
-        square = (0, more, *wide)
-        padded = {
-            name: F.pad(value, square if value.ndim == 3 else wide)
-            for name, value in inputs.items()
-        }
+        wide = (0, max(0, count - labels.shape[1]), 0, 1)
+        padded = {name: F.pad(value, wide) for name, value in inputs.items()}
         padded["input_ids"][-1, :count] = processor.image_token_id
-        padded["attention_mask"][-1, ..., :count] = 1
+        padded["attention_mask"][-1, :count] = 1
         black = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=labels.device)
         return padded, F.pad(labels, wide, value=prompts.IGNORED), black
 

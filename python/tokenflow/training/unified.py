@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenflow.training.dialogues import (
+    WORDS,
     DialogueConfig,
     DialogueStream,
     Writer,
@@ -179,13 +180,12 @@ class UnifiedTask(GenerationTask):
 
     def _talk(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Return what the model reads of conversations, and their labels."""
-        names = ("input_ids", "attention_mask", "position_ids", "labels")
         device = self.world.device
-        talk = {name: batch[name].to(device) for name in names if name in batch}
+        talk = {name: batch[name].to(device) for name in WORDS if name in batch}
         asked = torch.cat(batch["images"])
         if len(asked):
             talk["pictures"] = self.tokens({"image": asked})
-        return talk, talk.pop("labels")
+        return talk, batch["labels"].to(device)
 
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits [b, T − 1, text ids] and their labels [b, T − 1]."""

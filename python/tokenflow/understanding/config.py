@@ -36,7 +36,8 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
             embeddings; taken from text_config when None.
         image_tokenizer: Shipped name or hub id of the tokenizer, whose weights are then
             not saved with the model's; they are when None.
-        fingerprint: Of the tokenizer that is named.
+        image_digest: Of the named tokenizer's weights that tokens come from; not
+            checked when None.
         teacher_config: Of the teacher that is read instead of a tokenizer: its
             `Teacher.options`, and "image_size", "tokens" (of a picture) and "width".
 
@@ -55,7 +56,7 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
     image_token_id: int | None = None
     tie_word_embeddings: bool | None = None
     image_tokenizer: str | None = None
-    fingerprint: str | None = None
+    image_digest: str | None = None
     teacher_config: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
@@ -65,6 +66,11 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
                     "TokenFlowUnderstandingConfig: teacher_config must come without a "
                     f"tokenizer_config and with strategy {CONTINUOUS!r}, got strategy "
                     f"{self.strategy!r}"
+                )
+            if self.image_tokenizer is not None:
+                raise ValueError(
+                    "TokenFlowUnderstandingConfig: image_tokenizer must be None with a "
+                    f"teacher_config, got {self.image_tokenizer!r}"
                 )
         elif self.tokenizer_config is None:
             self.tokenizer_config = TokenFlowConfig.preset("mini")

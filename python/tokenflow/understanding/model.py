@@ -201,7 +201,9 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
             pixel_values: [n, 3, R, R] float in [-1, 1], all pictures of the batch,
                 row after row.
             indices: [n, L] int64, their tokens, instead.
-            attention_mask: [B, T] with 0 where a row is padded, on either side.
+            attention_mask: [B, T] with 0 where a row is padded, on either side; or what
+                the language model takes besides, such as [B, 1, T, T], and then
+                position_ids.
             position_ids: [B, T]; from attention_mask when None.
             past_key_values: The cache of an earlier call.
             inputs_embeds: [B, T, width], what `embed` returned, instead of the first
@@ -350,8 +352,10 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: The weights are not those of this class and its config; the
-                first differing names are in the message.
-            OSError: There is no such model.
+                first differing names are in the message. Or the tokenizer that the
+                config names makes other tokens.
+            OSError: There is no such model, or no such tokenizer.
+            RuntimeError: `device_map` has no device for a tokenizer that is named.
         """
         folder = checkpoint.local_folder(name, "understanding")
         made = checkpoint.load_whole(
@@ -378,7 +382,7 @@ class TokenFlowForUnderstanding(PreTrainedModel, GenerationMixin):
             args, kwargs: As in `PreTrainedModel.save_pretrained`; shards are of 5 GB
                 if `max_shard_size` says nothing else.
             dtype: Of projector and language model in the files and in the config, from
-                where `from_pretrained(…, dtype="auto")` takes it; theirs when None.
+                where `from_pretrained` takes it; theirs when None.
                 Weights of what looks at pictures have it too where that loses nothing.
         """
         if dtype is not None or self.config.image_tokenizer is not None:

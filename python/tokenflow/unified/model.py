@@ -121,10 +121,16 @@ class TokenFlowUnified(TokenFlowForGeneration):
             [B, T, width], normed.
 
         Raises:
-            ValueError: There are more places than positions of pictures, or fewer.
+            ValueError: There are more places than positions of pictures, or fewer; or
+                position_ids are missing.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if attention_mask.ndim == 3 and position_ids is None:
+            raise ValueError(
+                "read: position_ids must be given with an attention_mask [B, T, T], "
+                "got none"
+            )
         places = input_ids == self.processor.image_token_id
         count = token_counts(self.scales)[-1]
         given = 0 if pictures is None else len(pictures)
