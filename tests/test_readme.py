@@ -1,6 +1,7 @@
 """The README's Python runs as printed, and what it points at exists."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+ASKED = re.findall(r"^\$ tokenflow answer (.*)\n(.+)$", README, re.MULTILINE)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -30,6 +32,19 @@ def test_every_relative_link_leads_somewhere(page):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     missing = [t for t in targets if not (page.parent / t).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("words, said", ASKED)
+def test_questions_are_answered_as_printed(words, said):
+    command = Path(sys.executable).parent / "tokenflow"
+    run = subprocess.run(
+        [command, "answer", *shlex.split(words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == said
 
 
 def test_every_command_of_the_readme_exists():

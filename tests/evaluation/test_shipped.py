@@ -1,15 +1,23 @@
-"""What the model card of `mini` promises."""
+"""What the model cards promise."""
 
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import tokenflow
-from tokenflow import TokenFlowConfig, TokenFlowTokenizer
+from tokenflow import (
+    TokenFlowConfig,
+    TokenFlowForUnderstanding,
+    TokenFlowTokenizer,
+)
 from tokenflow.data.scenes import Scenes
 from tokenflow.evaluation import pictures
+from tokenflow.evaluation.questions import evaluate_scenes
 from tokenflow.evaluation.reconstruction import evaluate_reconstruction
 from tokenflow.tokenizer.contrastive import ImageTextModel
+from tokenflow.understanding.named import digest
 
 FOLDER = Path(tokenflow.__file__).parent / "weights" / "mini"
 
@@ -69,3 +77,28 @@ def test_the_teacher_finds_captions_as_its_card_says(emoji_font):
     assert right / len(items) > 0.75  # 82 % among 256
     assert (folder / "model.safetensors").stat().st_size < 2_000_000
     assert "seed 0" in (folder / "README.md").read_text()
+
+
+def test_the_small_language_model_answers_as_its_card_says(emoji_font):
+    speaker = TokenFlowForUnderstanding.from_pretrained("mini", dtype=torch.float32)
+    result = evaluate_scenes(speaker.eval(), 200)
+    assert result["all"]["exact"] > 0.84  # 91 % of 2000
+    assert result["all"]["blind"] < 0.5
+    assert result["kinds"]["existence"]["exact"] > 0.85
+    folder = FOLDER.parent / "mini-understanding"
+    assert (folder / "model.safetensors").stat().st_size < 8_000_000
+    assert "seed 0" in (folder / "README.md").read_text()
+
+
+def test_it_reads_the_tokens_of_mini(mini):
+    speaker = TokenFlowForUnderstanding.from_pretrained("mini")
+    theirs = mini.state_dict()
+    for name, value in speaker.tokenizer.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+    assert speaker.config.image_digest == digest(theirs)
+
+
+def test_anything_gets_an_answer():
+    speaker = TokenFlowForUnderstanding.from_pretrained("mini", dtype=torch.float32)
+    noise = Image.effect_noise((300, 200), 80).convert("RGB")
+    assert speaker.answer(noise, "What is in the picture?", max_new_tokens=16)
