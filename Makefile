@@ -87,11 +87,12 @@ test: build font
 test-slow: build font
 	$(PY) -m pytest -m slow
 
-# The models that ship, into runs/: a teacher, and the tokenizer, which learns from it.
+# The models that ship, into runs/: a teacher, the tokenizer, which learns from it, and what answers.
 mini: build font
 	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train teacher mini --resume auto
 	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train tokenizer mini --resume auto \
 	  --set teacher.source=runs/teacher-mini/model
+	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train understanding mini --resume auto
 
 bench: build
 	$(VENV)/bin/tokenflow bench $(BENCH)
