@@ -102,3 +102,8 @@ def test_anything_gets_an_answer():
     speaker = TokenFlowForUnderstanding.from_pretrained("mini", dtype=torch.float32)
     noise = Image.effect_noise((300, 200), 80).convert("RGB")
     assert speaker.answer(noise, "What is in the picture?", max_new_tokens=16)
+
+
+@pytest.mark.parametrize("config", sorted(FOLDER.parent.glob("*/config.json")))
+def test_no_folder_of_whoever_trained_it_is_in_a_config(config):
+    assert '"/' not in config.read_text()

@@ -368,6 +368,8 @@ def test_a_shipped_tokenizer_is_kept_by_name(home, tmp_path):
     )
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert {name.split(".")[0] for name in weights} == {"projector", "language_model"}
+    written = (tmp_path / "model" / "config.json").read_text()
+    assert "_name_or_path" not in written  # nor any folder of whoever trained it
     mini = TokenFlowTokenizer.from_pretrained("mini")
     read = TokenFlowForUnderstanding.from_pretrained(tmp_path / "model")
     assert read.config.image_digest == digest(mini.state_dict())

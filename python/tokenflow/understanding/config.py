@@ -98,6 +98,14 @@ class TokenFlowUnderstandingConfig(PreTrainedConfig):
         text.tie_word_embeddings = self.tie_word_embeddings
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values, without the folders that parts were read from."""
+        values = super().to_dict()
+        for part in self.sub_configs:
+            if isinstance(values.get(part), dict):
+                values[part].pop("_name_or_path", None)
+        return values
+
     @property
     def image_size(self) -> int:
         """Side of the pictures."""
