@@ -83,8 +83,18 @@ def test_a_relation_is_of_the_second_to_the_first(how, place):
     cat = at("cat", 0.5, 0.5)
     assert correct(wanted, [cat, at("dog", *place)])
     assert not correct(wanted, [replace(cat, name="dog"), at("cat", *place)])
-    assert not correct(wanted, [cat, at("dog", 0.9, 0.9)])  # neither beside nor below
+    assert not correct(wanted, [cat, at("dog", 0.53, 0.53)])  # hardly beside
     assert not correct(wanted, [cat])
+
+
+def test_two_relations_may_hold_at_once_and_sizes_count():
+    """Centres (0.3, 0.4) apart, objects of 0.25: 0.25 is just half of the distance."""
+    cat = at("cat", 0.5, 0.5)
+    assert geneval.relations(at("dog", 0.19, 0.9), cat) == {"left of", "below"}
+    assert geneval.relations(at("dog", 0.21, 0.9), cat) == {"below"}
+    assert geneval.relations(at("dog", 0.56, 0.5), cat) == set()
+    assert geneval.relations(at("dog", 0.61, 0.5), cat) == {"right of"}
+    assert geneval.relations(cat, cat) == set()
 
 
 def test_true_pictures_are_right_and_spoilt_prompts_wrong(emoji_font):

@@ -23,7 +23,7 @@ from tokenflow.tokenizer.processing import from_uint8
 
 CELL = 4  # pixels
 MODEL_TYPE = "tokenflow_detector"
-THRESHOLD = 0.4  # least confidence of an object
+THRESHOLD = 0.25  # least confidence of an object; focal loss keeps it low
 SAME = 0.6  # two boxes that have more than this in common are one object
 
 
