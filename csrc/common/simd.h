@@ -105,7 +105,7 @@ inline VecF max(VecF a, VecF b) {
 
 // Pairwise, so that no maximum waits for more than a few others.
 template <int N, class V, class Max>
-[[gnu::always_inline]] inline V largest_of(V (&v)[N], Max max) {
+[[gnu::always_inline]] inline V largest_of(const V (&v)[N], Max max) {
   if constexpr (N == 1) {
     return v[0];
   } else {

@@ -103,6 +103,19 @@ def test_every_width_and_size_of_book(ds, dp, k, normalize, device, isa):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("k", [13, 18, 23, 24, 4100])
+def test_what_fills_up_a_tile_wins_nothing(k, device, isa):
+    """Every score is below 0, which is the score of zeros behind the last entry."""
+    book = torch.rand(k, 16, generator=torch.Generator().manual_seed(k)).to(device)
+    vectors = -book[:: k // 10] - 0.1
+    expected = reference.nearest(vectors, book)
+    assert torch.equal(tfx.nearest(vectors, book), expected)
+    assert torch.equal(
+        tfx.nearest(vectors[:, :8], book[:, :8], normalize=True),
+        reference.nearest(vectors[:, :8], book[:, :8], normalize=True),
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_bytes_and_float32_find_the_same(family, normalize, device, isa):

@@ -12,9 +12,11 @@ Bound      With a, b the scaled query and entry and a', b' their bytes,
            the norms of a measured for each query and the largest of b kept with the
            book. Integer sums are exact. The rounding of the scales, of the offsets and
            of the floor is paid by 2⁻²⁰ of the largest score.
-Cost       Of random rows about sixteen entries per query are looked at one by one,
-           whatever K. A panel that needs more than its budget (a collapsed book, rows
-           closer to each other than a byte can tell) goes on in float32.
+Floors     The first tiles are swept twice: first only for the largest score, less twice
+           the bound, so that what would merely be the best so far is never looked at.
+Cost       Of random rows a few entries per query are looked at one by one. A panel
+           that needs more than its budget (a collapsed book, rows closer to each other
+           than a byte can tell) goes on in float32.
 Tiles      AVX-512 (VNNI): 12 entries × 32 queries, 24 accumulators of 16 int32. AVX2: 6
            entries × 16 queries, 12 accumulators of 8 pairs of int16; a lane holds the
            lower and the upper products of its words, which cannot overflow because the
@@ -100,21 +102,22 @@ constexpr int kLevel = 1, kZero = 0, kTimes = 1;
 
 #if defined(__AVX2__)
 
-// What may win of one tile, entry by entry in order, so that the smallest index wins.
+// What may win of one tile, in each lane in order, so that the smallest index wins.
 struct Suspects {
   const Entries& entries;
   const Panel& panel;
   int64_t budget;
 
-  // Scores of entries from k on, for both vectors of lanes.
-  [[gnu::noinline]] void look(int64_t k, const VecF (&scores)[2][kEntries]) {
-    for (int i = 0; i < kEntries && k + i < entries.k; ++i)
-      for (int v = 0; v < 2; ++v) {
-        const VecF floor = simd::load(panel.floor + v * simd::kFloats);
-        uint32_t lanes = simd::lanes_not_le(scores[v][i], floor);
-        for (; lanes; lanes &= lanes - 1)
-          look_at(k + i, v * simd::kFloats + __builtin_ctz(lanes));
-      }
+  // Scores of entries from k on, of one vector of lanes, the first of them `first`;
+  // `lanes` are those where one may win.
+  [[gnu::noinline]] void look(int64_t k, const VecF (&scores)[kEntries], int64_t first,
+                              uint32_t lanes) {
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      for (int i = 0; i < kEntries && k + i < entries.k; ++i)
+        if (!(scores[i][lane] <= panel.floor[first + lane]))
+          look_at(k + i, first + lane);
+    }
   }
 
   void look_at(int64_t k, int64_t lane) {
@@ -133,54 +136,88 @@ struct Suspects {
   }
 };
 
-// Integer scores of kEntries entries from entry `e` of a tile on.
+// Byte scores of kEntries entries, from entry `e` of tile `t` on, for both vectors of
+// lanes.
 template <bool kOffsets>
-inline void tile(const ByteBook& bytes, const Panel& panel, int64_t t, int e,
-                 Suspects& suspects) {
-  const int64_t quads = bytes.quads, at = t * kByteTile + e;
-  const int32_t* word = bytes.words + t * quads * kByteTile + e;
-  const int32_t* bias = biases_of(bytes) + at;
-  const int32_t* query = panel.words;
+struct Scores {
   VecI32 sums[2][kEntries];
-  simd::unroll<kEntries>(
-      [&](auto i) { sums[0][i] = sums[1][i] = broadcast(bias + i); });
-  for (int64_t q = 0; q < quads; ++q, word += kByteTile, query += kLanes) {
-    const VecI32 q0 = simd::load(query), q1 = simd::load(query + simd::kFloats);
-    simd::unroll<kEntries>([&](auto i) {
-      const VecI32 b = broadcast(word + i);
-      sums[0][i] = multiply_add(sums[0][i], q0, b);
-      sums[1][i] = multiply_add(sums[1][i], q1, b);
+  const float* start;
+  VecF unit[2];
+
+  [[gnu::always_inline]] Scores(const Entries& entries, const ByteBook& bytes,
+                                const Panel& panel, int64_t t, int e)
+      : start(entries.start + t * kByteTile + e),
+        unit{simd::load(panel.unit), simd::load(panel.unit + simd::kFloats)} {
+    const int32_t* word = bytes.words + t * bytes.quads * kByteTile + e;
+    const int32_t* bias = biases_of(bytes) + t * kByteTile + e;
+    const int32_t* query = panel.words;
+    simd::unroll<kEntries>(
+        [&](auto i) { sums[0][i] = sums[1][i] = broadcast(bias + i); });
+    for (int64_t q = 0; q < bytes.quads; ++q, word += kByteTile, query += kLanes) {
+      const VecI32 q0 = simd::load(query), q1 = simd::load(query + simd::kFloats);
+      simd::unroll<kEntries>([&](auto i) {
+        const VecI32 b = broadcast(word + i);
+        sums[0][i] = multiply_add(sums[0][i], q0, b);
+        sums[1][i] = multiply_add(sums[1][i], q1, b);
+      });
+    }
+    simd::unroll<2 * kEntries>([&](auto i) {
+      VecI32& sum = sums[i % 2][i / 2];
+      sum = whole(sum);
     });
   }
-  simd::unroll<2 * kEntries>([&](auto i) {
-    VecI32& sum = sums[i % 2][i / 2];
-    sum = whole(sum);
-  });
-  const VecF unit[2] = {simd::load(panel.unit), simd::load(panel.unit + simd::kFloats)};
-  const float* start = suspects.entries.start + at;
-  const auto score = [&](int v, int i) {
+
+  [[gnu::always_inline]] VecF of(int v, int i) const {
     VecF score = to_float(sums[v][i]);
     if constexpr (kOffsets) score += unit[v] * simd::broadcast(start[i]);
     return score;
-  };
-  bool may_win = false;
-  simd::unroll<2>([&](auto v) {
-    VecF best;
+  }
+
+  [[gnu::always_inline]] VecF best(int v) const {
     if constexpr (kOffsets) {
       VecF scores[kEntries];
-      simd::unroll<kEntries>([&](auto i) { scores[i] = score(v, i); });
-      best = simd::largest_of(scores, [](VecF a, VecF b) { return simd::max(a, b); });
+      simd::unroll<kEntries>([&](auto i) { scores[i] = of(v, i); });
+      return simd::largest_of(scores, [](VecF a, VecF b) { return simd::max(a, b); });
     } else {
-      best = to_float(
+      return to_float(
           simd::largest_of(sums[v], [](VecI32 a, VecI32 b) { return largest(a, b); }));
     }
-    may_win |= simd::any_not_le(best, simd::load(panel.floor + v * simd::kFloats));
+  }
+};
+
+template <bool kOffsets>
+inline void tile(const ByteBook& bytes, const Panel& panel, int64_t t, int e,
+                 Suspects& suspects) {
+  const Scores<kOffsets> tile(suspects.entries, bytes, panel, t, e);
+  uint32_t lanes[2];
+  simd::unroll<2>([&](auto v) {
+    lanes[v] =
+        simd::lanes_not_le(tile.best(v), simd::load(panel.floor + v * simd::kFloats));
   });
-  if (may_win) [[unlikely]] {
-    VecF scores[2][kEntries];
-    simd::unroll<2 * kEntries>(
-        [&](auto i) { scores[i % 2][i / 2] = score(i % 2, i / 2); });
-    suspects.look(at, scores);
+  if (lanes[0] | lanes[1]) [[unlikely]]
+    simd::unroll<2>([&](auto v) {
+      VecF scores[kEntries];
+      simd::unroll<kEntries>([&](auto i) { scores[i] = tile.of(v, i); });
+      suspects.look(t * kByteTile + e, scores, v * simd::kFloats, lanes[v]);
+    });
+}
+
+// Raises the floors to what the best of the first tiles leaves possible, looking at
+// none of them: most of what later seems to win would only have been the best so far.
+template <bool kOffsets>
+void raise_floors(const Entries& entries, const ByteBook& bytes, const Panel& panel,
+                  int64_t first, int64_t last) {
+  VecF best[2];
+  for (VecF& b : best) b = simd::broadcast(-std::numeric_limits<float>::infinity());
+  for (; first < last; ++first)
+    for (int e = 0; e < kByteTile; e += kEntries) {
+      const Scores<kOffsets> tile(entries, bytes, panel, first, e);
+      simd::unroll<2>([&](auto v) { best[v] = simd::max(best[v], tile.best(v)); });
+    }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const double sure = best[lane / simd::kFloats][lane % simd::kFloats];
+    // 1 less, so that an entry as good stays possible where the slack is 0
+    raise_floor(panel, lane, sure - 2 * panel.slack[lane] - 1.0);
   }
 }
 
@@ -279,9 +316,18 @@ void load_panel_bytes(const PreparedBook& book, const ByteBook& bytes,
           panel.unit[at] * offset_limit;
       panel.slack[at] += kTimes * bound + 0x1p-20 * largest_score;
       if (panel.best[at] > 0.0) panel.slack[at] = 0.0;  // unbeatable stays unbeatable
+      panel.floor[at] = -std::numeric_limits<float>::infinity();
       set_thresholds(panel, at);
     }
   }
+}
+
+void raise_floors(const Entries& entries, const ByteBook& bytes, const Panel& panel,
+                  int64_t first, int64_t last) {
+#if defined(__AVX2__)
+  entries.offsets ? raise_floors<true>(entries, bytes, panel, first, last)
+                  : raise_floors<false>(entries, bytes, panel, first, last);
+#endif
 }
 
 int64_t sweep_panel_bytes(const Entries& entries, const ByteBook& bytes,

@@ -32,6 +32,9 @@ constexpr int64_t kGroup = 16;      // panels that one thread carries through th
 constexpr int64_t kFirstSuspects = 32;   // per query, whatever the book's size
 constexpr int64_t kSuspectsPerTile = 2;  // per panel
 
+// Words of entries at the front of a book that are swept once before, for first floors.
+constexpr int64_t kFirstWords = 8192;
+
 struct EntrySquares {
   double row = 0.0, semantic = 0.0, pixel = 0.0;
   void include(const EntrySquares& other) {
@@ -186,15 +189,16 @@ struct Search {
   }
 
  private:
-  // In bytes while that pays, else in float32. The first tile always in float32, for a
-  // first floor.
+  // In bytes while that pays, else in float32.
   void sweep_block(const Panel& panel, int64_t k, int64_t last, bool is_first,
                    int64_t& budget) const {
     if (bytes && is_first) {
       budget = kFirstSuspects * lanes;
-      const int64_t tile = std::min(last, k + kByteTile);
-      TFX_CALL_SIMD(sweep_panel, entries, panel, k, tile);
-      k = tile;
+      const int64_t tile = k / kByteTile;  // the last one of a book may not be whole
+      const int64_t first =
+          std::max<int64_t>(1, kFirstWords / kByteTile / bytes->quads);
+      TFX_CALL_SIMD(raise_floors, entries, *bytes, panel, tile,
+                    std::min(last / kByteTile, tile + first));
     }
     if (bytes && budget >= 0) {
       const int64_t tile = k / kByteTile, end = byte_tiles(last);

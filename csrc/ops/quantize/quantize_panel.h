@@ -10,6 +10,15 @@ namespace {
 
 constexpr int kLanes = 2 * simd::kFloats;  // queries of a panel
 
+// No byte score of `floor` or less can win. One that is NaN rules nothing out, for
+// good.
+inline void raise_floor(const Panel& panel, int64_t lane, double floor) {
+  // A little lower, so that rounding to float32 cannot raise it.
+  const float lower =
+      static_cast<float>(floor * (floor > 0.0 ? 1.0 - 0x1p-22 : 1.0 + 0x1p-22));
+  if (!(lower <= panel.floor[lane])) panel.floor[lane] = lower;
+}
+
 // After a new best score of one lane. A lane that starts unbeatable stays so.
 inline void set_thresholds(const Panel& panel, int64_t lane) {
   const double best = panel.best[lane], error = panel.error[lane];
@@ -17,10 +26,7 @@ inline void set_thresholds(const Panel& panel, int64_t lane) {
   panel.threshold[lane] = static_cast<float>(best - spread - error);
   panel.sure[lane] = static_cast<float>(best + spread + error);
   if (!panel.floor) return;
-  const double floor = (best - spread) * panel.unit[lane] - panel.slack[lane];
-  // A little lower, so that rounding to float32 cannot raise it.
-  panel.floor[lane] =
-      static_cast<float>(floor * (floor > 0.0 ? 1.0 - 0x1p-22 : 1.0 + 0x1p-22));
+  raise_floor(panel, lane, (best - spread) * panel.unit[lane] - panel.slack[lane]);
 }
 
 inline void set_best(const Panel& panel, int64_t lane, int64_t k, double score,

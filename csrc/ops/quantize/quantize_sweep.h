@@ -54,7 +54,7 @@ struct Panel {
   int32_t* words;    // [quads, lanes]: as bytes, shifted to be unsigned
   float* unit;       // [lanes]: a score of 1 in units of the byte score
   double* slack;     // [lanes]: bound on the error of the byte score, in those units
-  float* floor;  // [lanes]: best − spread in those units − slack; none below can win
+  float* floor;      // [lanes]: a byte score that is not above it cannot win
 };
 
 TFX_DECLARE_SIMD(int64_t panel_lanes())
@@ -69,6 +69,10 @@ TFX_DECLARE_SIMD(void load_panel(const Queries& queries, const PreparedBook& boo
 // Scores entries [first, last) in float32; what that cannot tell apart, exactly.
 TFX_DECLARE_SIMD(void sweep_panel(const Entries& entries, const Panel& panel,
                                   int64_t first, int64_t last))
+
+// Raises the floors to what whole tiles [first, last) leave possible.
+TFX_DECLARE_SIMD(void raise_floors(const Entries& entries, const ByteBook& bytes,
+                                   const Panel& panel, int64_t first, int64_t last))
 
 // Scores tiles [first, last) as bytes. Gives up, and returns the tile it would do next,
 // once more than `budget` entries had to be looked at one by one; lowers the budget.
