@@ -28,7 +28,7 @@ constexpr int kDoubles = kBytes / 8;
 // numbers index live in registers.
 template <int N, class F>
 [[gnu::always_inline]] inline void unroll(F f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
     (f(std::integral_constant<int, I>{}), ...);
   }(std::make_integer_sequence<int, N>{});
 }
@@ -77,9 +77,13 @@ inline VecD half_as_double(VecF v, int which) {
 }
 
 inline float sum(VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float total = 0.0f;
-  for (int i = 0; i < kFloats; ++i) total += v[i];
+  for (int i = 0; i < kFloats / 2; ++i) total += v[i] + v[i + kFloats / 2];
   return total;
+#endif
 }
 
 inline VecF broadcast(float x) {

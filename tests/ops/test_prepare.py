@@ -61,7 +61,7 @@ def test_a_handle_moves_between_devices(device):
 def test_what_is_packed_is_a_byte_per_element_and_an_entry_s_sums():
     book = torch.tensor([[127.0, -1.0, 2.0, 0.4, 0.6], [-3.0, 0.0, 0.0, 0.0, 0.0]])
     packed = tfx.prepare(book, normalize=False).packed[64:].view(torch.int32)
-    bias, _, words = packed[:12], packed[12:24], packed[24:].view(2, 12)
+    words, bias = packed[:24].view(2, 12), packed[36:]
     # Scaled by 127 / 127, rounded; the fifth element is the first of a second word.
     first = words[:, 0].contiguous().view(torch.int8)
     assert first.tolist() == [127, -1, 2, 0, 1, 0, 0, 0]

@@ -12,8 +12,9 @@ Bound      With a, b the scaled query and entry and a', b' their bytes,
            the norms of a measured for each query and the largest of b kept with the
            book. Integer sums are exact. The rounding of the scales, of the offsets and
            of the floor is paid by 2⁻²⁰ of the largest score.
-Floors     The first tiles are swept twice: first only for the largest score, less twice
-           the bound, so that what would merely be the best so far is never looked at.
+Floors     Of the first tiles only the best scores are kept at first. The largest, less
+           twice the bound, is a floor for all of them, so that what would merely be the
+           best so far is never looked at.
 Cost       Of random rows a few entries per query are looked at one by one. A panel
            that needs more than its budget (a collapsed book, rows closer to each other
            than a byte can tell) goes on in float32.
@@ -53,6 +54,11 @@ constexpr int kEntries = 12, kLevel = 127, kZero = 128, kTimes = 1;
                                                   VecI32 entry) {
   return (VecI32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)query, (__m512i)entry);
 }
+// kEntries words side by side.
+[[gnu::always_inline]] inline VecI32 load_entries(const int32_t* p) {
+  return (VecI32)_mm512_maskz_loadu_epi32((1 << kEntries) - 1, p);
+}
+[[gnu::always_inline]] inline VecI32 add(VecI32 a, VecI32 b) { return a + b; }
 [[gnu::always_inline]] inline VecI32 whole(VecI32 sum) { return sum; }
 [[gnu::always_inline]] inline VecI32 broadcast(const int32_t* p) {
   VecI32 v = (VecI32)_mm512_set1_epi32(*p);
@@ -69,10 +75,17 @@ constexpr int kEntries = 6, kLevel = 63, kZero = 64, kTimes = 2;
 [[gnu::always_inline]] inline const int32_t* biases_of(const ByteBook& bytes) {
   return bytes.biases;
 }
+// kEntries words side by side, and two more, which are no entries: there is something
+// behind words, biases and starts.
+[[gnu::always_inline]] inline VecI32 load_entries(const int32_t* p) {
+  return simd::load(p);
+}
+[[gnu::always_inline]] inline VecI32 add(VecI32 a, VecI32 b) {
+  return (VecI32)_mm256_add_epi16((__m256i)a, (__m256i)b);
+}
 [[gnu::always_inline]] inline VecI32 multiply_add(VecI32 sum, VecI32 query,
                                                   VecI32 entry) {
-  const __m256i products = _mm256_maddubs_epi16((__m256i)query, (__m256i)entry);
-  return (VecI32)_mm256_add_epi16((__m256i)sum, products);
+  return add(sum, (VecI32)_mm256_maddubs_epi16((__m256i)query, (__m256i)entry));
 }
 [[gnu::always_inline]] inline VecI32 whole(VecI32 sum) {
   return (VecI32)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(kTimes));
@@ -102,21 +115,46 @@ constexpr int kLevel = 1, kZero = 0, kTimes = 1;
 
 #if defined(__AVX2__)
 
-// What may win of one tile, in each lane in order, so that the smallest index wins.
+constexpr int kChains = 4;  // sums that do not wait for each other
+
+// Looks at what may win, in each lane in order, so that the smallest index wins.
+template <bool kOffsets>
 struct Suspects {
   const Entries& entries;
+  const ByteBook& bytes;
   const Panel& panel;
   int64_t budget;
 
-  // Scores of entries from k on, of one vector of lanes, the first of them `first`;
-  // `lanes` are those where one may win.
-  [[gnu::noinline]] void look(int64_t k, const VecF (&scores)[kEntries], int64_t first,
-                              uint32_t lanes) {
-    for (; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes);
-      for (int i = 0; i < kEntries && k + i < entries.k; ++i)
-        if (!(scores[i][lane] <= panel.floor[first + lane]))
-          look_at(k + i, first + lane);
+  // Entry `e` of tile `t` and those after it; `lanes` are those where one may win.
+  [[gnu::noinline]] void look(int64_t t, int e, uint32_t lanes) {
+    for (; lanes; lanes &= lanes - 1) look_in(t, e, __builtin_ctz(lanes));
+  }
+
+ private:
+  // The byte scores of one lane once more, now side by side.
+  void look_in(int64_t t, int e, int lane) {
+    const int64_t k = t * kByteTile + e;
+    const int32_t* word = bytes.words + t * bytes.quads * kByteTile + e;
+    const int32_t* query = panel.words + lane;
+    VecI32 sums[kChains] = {load_entries(biases_of(bytes) + k)};
+    int64_t q = 0;
+    for (; q + kChains <= bytes.quads; q += kChains)
+      simd::unroll<kChains>([&](auto i) {
+        sums[i] = multiply_add(sums[i], broadcast(query + (q + i) * kLanes),
+                               load_entries(word + (q + i) * kByteTile));
+      });
+    for (; q < bytes.quads; ++q)
+      sums[0] = multiply_add(sums[0], broadcast(query + q * kLanes),
+                             load_entries(word + q * kByteTile));
+    simd::unroll<kChains - 1>([&](auto i) { sums[0] = add(sums[0], sums[i + 1]); });
+    VecF scores = to_float(whole(sums[0]));
+    if constexpr (kOffsets)
+      scores += simd::broadcast(panel.unit[lane]) * simd::load(entries.start + k);
+    const int64_t count = std::clamp<int64_t>(entries.k - k, 0, kEntries);
+    uint32_t mask = (1u << count) - 1;
+    while (mask &= simd::lanes_not_le(scores, simd::broadcast(panel.floor[lane]))) {
+      look_at(k + __builtin_ctz(mask), lane);
+      mask &= mask - 1;
     }
   }
 
@@ -167,16 +205,12 @@ struct Scores {
     });
   }
 
-  [[gnu::always_inline]] VecF of(int v, int i) const {
-    VecF score = to_float(sums[v][i]);
-    if constexpr (kOffsets) score += unit[v] * simd::broadcast(start[i]);
-    return score;
-  }
-
   [[gnu::always_inline]] VecF best(int v) const {
     if constexpr (kOffsets) {
       VecF scores[kEntries];
-      simd::unroll<kEntries>([&](auto i) { scores[i] = of(v, i); });
+      simd::unroll<kEntries>([&](auto i) {
+        scores[i] = to_float(sums[v][i]) + unit[v] * simd::broadcast(start[i]);
+      });
       return simd::largest_of(scores, [](VecF a, VecF b) { return simd::max(a, b); });
     } else {
       return to_float(
@@ -185,49 +219,60 @@ struct Scores {
   }
 };
 
-template <bool kOffsets>
-inline void tile(const ByteBook& bytes, const Panel& panel, int64_t t, int e,
-                 Suspects& suspects) {
-  const Scores<kOffsets> tile(suspects.entries, bytes, panel, t, e);
-  uint32_t lanes[2];
-  simd::unroll<2>([&](auto v) {
-    lanes[v] =
-        simd::lanes_not_le(tile.best(v), simd::load(panel.floor + v * simd::kFloats));
-  });
-  if (lanes[0] | lanes[1]) [[unlikely]]
-    simd::unroll<2>([&](auto v) {
-      VecF scores[kEntries];
-      simd::unroll<kEntries>([&](auto i) { scores[i] = tile.of(v, i); });
-      suspects.look(t * kByteTile + e, scores, v * simd::kFloats, lanes[v]);
-    });
-}
-
-// Raises the floors to what the best of the first tiles leaves possible, looking at
-// none of them: most of what later seems to win would only have been the best so far.
-template <bool kOffsets>
-void raise_floors(const Entries& entries, const ByteBook& bytes, const Panel& panel,
-                  int64_t first, int64_t last) {
-  VecF best[2];
-  for (VecF& b : best) b = simd::broadcast(-std::numeric_limits<float>::infinity());
-  for (; first < last; ++first)
-    for (int e = 0; e < kByteTile; e += kEntries) {
-      const Scores<kOffsets> tile(entries, bytes, panel, first, e);
-      simd::unroll<2>([&](auto v) { best[v] = simd::max(best[v], tile.best(v)); });
-    }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const double sure = best[lane / simd::kFloats][lane % simd::kFloats];
-    // 1 less, so that an entry as good stays possible where the slack is 0
-    raise_floor(panel, lane, sure - 2 * panel.slack[lane] - 1.0);
-  }
+// The lanes whose best is not ruled out.
+[[gnu::always_inline]] inline uint32_t may_win(const Panel& panel, VecF best0,
+                                               VecF best1) {
+  return simd::lanes_not_le(best0, simd::load(panel.floor)) |
+         simd::lanes_not_le(best1, simd::load(panel.floor + simd::kFloats))
+             << simd::kFloats;
 }
 
 template <bool kOffsets>
 int64_t sweep(const Entries& entries, const ByteBook& bytes, const Panel& panel,
               int64_t first, int64_t last, int64_t& budget) {
-  Suspects suspects{entries, panel, budget};
+  Suspects<kOffsets> suspects{entries, bytes, panel, budget};
   for (; first < last && suspects.budget >= 0; ++first)
-    for (int e = 0; e < kByteTile; e += kEntries)
-      tile<kOffsets>(bytes, panel, first, e, suspects);
+    for (int e = 0; e < kByteTile; e += kEntries) {
+      const Scores<kOffsets> tile(entries, bytes, panel, first, e);
+      const uint32_t lanes = may_win(panel, tile.best(0), tile.best(1));
+      if (lanes) [[unlikely]]
+        suspects.look(first, e, lanes);
+    }
+  budget = suspects.budget;
+  return first;
+}
+
+// As `sweep`, of whole tiles, in two steps: the best of each, then, above floors that
+// the best of all leaves, what may win. `best` has room for them: two vectors of lanes
+// for every kEntries entries.
+template <bool kOffsets>
+int64_t sweep_first(const Entries& entries, const ByteBook& bytes, const Panel& panel,
+                    int64_t first, int64_t last, float* best, int64_t& budget) {
+  VecF top[2];
+  for (VecF& v : top) v = simd::broadcast(-std::numeric_limits<float>::infinity());
+  float* to = best;
+  for (int64_t t = first; t < last; ++t)
+    for (int e = 0; e < kByteTile; e += kEntries, to += kLanes) {
+      const Scores<kOffsets> tile(entries, bytes, panel, t, e);
+      simd::unroll<2>([&](auto v) {
+        const VecF here = tile.best(v);
+        simd::store(to + v * simd::kFloats, here);
+        top[v] = simd::max(top[v], here);
+      });
+    }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const double sure = top[lane / simd::kFloats][lane % simd::kFloats];
+    // 1 less, so that an entry as good stays possible where the slack is 0
+    raise_floor(panel, lane, sure - 2 * panel.slack[lane] - 1.0);
+  }
+  Suspects<kOffsets> suspects{entries, bytes, panel, budget};
+  const float* from = best;
+  for (; first < last && suspects.budget >= 0; ++first)
+    for (int e = 0; e < kByteTile; e += kEntries, from += kLanes) {
+      const uint32_t lanes =
+          may_win(panel, simd::load(from), simd::load(from + simd::kFloats));
+      if (lanes) suspects.look(first, e, lanes);
+    }
   budget = suspects.budget;
   return first;
 }
@@ -322,11 +367,15 @@ void load_panel_bytes(const PreparedBook& book, const ByteBook& bytes,
   }
 }
 
-void raise_floors(const Entries& entries, const ByteBook& bytes, const Panel& panel,
-                  int64_t first, int64_t last) {
+int64_t sweep_first_bytes(const Entries& entries, const ByteBook& bytes,
+                          const Panel& panel, int64_t first, int64_t last, float* best,
+                          int64_t& budget) {
 #if defined(__AVX2__)
-  entries.offsets ? raise_floors<true>(entries, bytes, panel, first, last)
-                  : raise_floors<false>(entries, bytes, panel, first, last);
+  return entries.offsets
+             ? sweep_first<true>(entries, bytes, panel, first, last, best, budget)
+             : sweep_first<false>(entries, bytes, panel, first, last, best, budget);
+#else
+  return first;
 #endif
 }
 

@@ -32,8 +32,9 @@ constexpr int64_t kGroup = 16;      // panels that one thread carries through th
 constexpr int64_t kFirstSuspects = 32;   // per query, whatever the book's size
 constexpr int64_t kSuspectsPerTile = 2;  // per panel
 
-// Words of entries at the front of a book that are swept once before, for first floors.
-constexpr int64_t kFirstWords = 8192;
+// The front of a book, of which the best scores are known before any entry is looked
+// at: words of entries, and tiles.
+constexpr int64_t kFirstWords = 8192, kFirstTiles = 192;
 
 struct EntrySquares {
   double row = 0.0, semantic = 0.0, pixel = 0.0;
@@ -61,7 +62,7 @@ EntrySquares write_entry(const float* semantic, int64_t semantic_width,
   return {sum_of_squares(row, width), squares[0], squares[1]};
 }
 
-// --- packed memory: a header, then biases and words of all tiles ---
+// --- packed memory: a header, then words and biases of all tiles, bias last ---
 
 struct ByteHeader {
   float scale[2];
@@ -75,15 +76,16 @@ int64_t byte_tiles(int64_t k) { return (k + kByteTile - 1) / kByteTile; }
 ByteBook byte_book(const void* packed, int64_t k, int64_t width) {
   ByteHeader header;
   std::memcpy(&header, packed, sizeof header);
-  const int64_t entries = byte_tiles(k) * kByteTile;
+  const int64_t entries = byte_tiles(k) * kByteTile, quads = (width + 3) / 4;
   auto* words = reinterpret_cast<int32_t*>(
       static_cast<char*>(const_cast<void*>(packed)) + kHeaderBytes);
+  int32_t* biases = words + entries * quads;
   return {{header.scale[0], header.scale[1]},
           header.norms,
+          biases + entries,
+          biases,
           words,
-          words + entries,
-          words + 2 * entries,
-          (width + 3) / 4};
+          quads};
 }
 
 float largest_element(const float* rows, int64_t k, int64_t width, int64_t first,
@@ -171,6 +173,7 @@ struct Search {
   void run(int64_t begin, int64_t end, int64_t first, int64_t last, bool exact,
            double* best, int64_t* index) const {
     const Panels panels(end - begin, entries.width, bytes != nullptr);
+    const Scratch best_of_first(bytes ? first_tiles() * first_floats(lanes) : 0);
     std::vector<int64_t> budget(end - begin);
     for (int64_t p = begin; p < end; ++p)
       TFX_CALL_SIMD(load_panel, queries, book, bytes, p * lanes,
@@ -180,7 +183,8 @@ struct Search {
         std::max<int64_t>(1, kBlockBytes / row / kByteTile) * kByteTile;
     for (int64_t k = first; k < last; k += step)
       for (int64_t p = 0; p < end - begin; ++p)
-        sweep_block(panels[p], k, std::min(last, k + step), k == first, budget[p]);
+        sweep_block(panels[p], k, std::min(last, k + step), k == first,
+                    best_of_first.get(), budget[p]);
     for (int64_t p = 0; p < end - begin; ++p) {
       if (exact) TFX_CALL_SIMD(finish_panel, entries, panels[p]);
       std::copy_n(panels[p].best, lanes, best + p * lanes);
@@ -189,16 +193,19 @@ struct Search {
   }
 
  private:
+  int64_t first_tiles() const {
+    return std::clamp<int64_t>(kFirstWords / kByteTile / bytes->quads, 1, kFirstTiles);
+  }
+
   // In bytes while that pays, else in float32.
   void sweep_block(const Panel& panel, int64_t k, int64_t last, bool is_first,
-                   int64_t& budget) const {
+                   float* best_of_first, int64_t& budget) const {
     if (bytes && is_first) {
       budget = kFirstSuspects * lanes;
-      const int64_t tile = k / kByteTile;  // the last one of a book may not be whole
-      const int64_t first =
-          std::max<int64_t>(1, kFirstWords / kByteTile / bytes->quads);
-      TFX_CALL_SIMD(raise_floors, entries, *bytes, panel, tile,
-                    std::min(last / kByteTile, tile + first));
+      const int64_t tile = k / kByteTile;
+      const int64_t end = std::min(last / kByteTile, tile + first_tiles());
+      k = kByteTile * TFX_CALL_SIMD(sweep_first_bytes, entries, *bytes, panel, tile,
+                                    end, best_of_first, budget);
     }
     if (bytes && budget >= 0) {
       const int64_t tile = k / kByteTile, end = byte_tiles(last);
@@ -268,7 +275,7 @@ void quantize_cpu(const Queries& queries, const PreparedBook& book, int64_t* ind
   if (queries.n == 0) return;
   const int64_t width = book.semantic_width + book.pixel_width;
   std::vector<double> offset(book.k);
-  std::vector<float> start(byte_tiles(book.k) * kByteTile);  // tiles are read whole
+  std::vector<float> start((byte_tiles(book.k) + 1) * kByteTile);  // see load_entries
   std::atomic<bool> offsets{false};
   parallel.run(book.k, 1 << 14, [&](int64_t begin, int64_t end) {
     bool some = false;

@@ -70,15 +70,19 @@ TFX_DECLARE_SIMD(void load_panel(const Queries& queries, const PreparedBook& boo
 TFX_DECLARE_SIMD(void sweep_panel(const Entries& entries, const Panel& panel,
                                   int64_t first, int64_t last))
 
-// Raises the floors to what whole tiles [first, last) leave possible.
-TFX_DECLARE_SIMD(void raise_floors(const Entries& entries, const ByteBook& bytes,
-                                   const Panel& panel, int64_t first, int64_t last))
-
 // Scores tiles [first, last) as bytes. Gives up, and returns the tile it would do next,
 // once more than `budget` entries had to be looked at one by one; lowers the budget.
 TFX_DECLARE_SIMD(int64_t sweep_panel_bytes(const Entries& entries,
                                            const ByteBook& bytes, const Panel& panel,
                                            int64_t first, int64_t last,
+                                           int64_t& budget))
+
+// The same for the first tiles of a book, which must be whole. `best` is room for
+// first_floats(lanes) of each.
+constexpr int64_t first_floats(int64_t lanes) { return 2 * lanes; }
+TFX_DECLARE_SIMD(int64_t sweep_first_bytes(const Entries& entries,
+                                           const ByteBook& bytes, const Panel& panel,
+                                           int64_t first, int64_t last, float* best,
                                            int64_t& budget))
 
 // Makes the best scores exact.
