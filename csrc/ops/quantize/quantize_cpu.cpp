@@ -32,9 +32,9 @@ constexpr int64_t kGroup = 16;      // panels that one thread carries through th
 constexpr int64_t kFirstSuspects = 32;   // per query, whatever the book's size
 constexpr int64_t kSuspectsPerTile = 2;  // per panel
 
-// The front of a book, of which the best scores are known before any entry is looked
-// at: words of entries, and tiles.
-constexpr int64_t kFirstWords = 8192, kFirstTiles = 192;
+// Tiles at the front of a book of which the best scores are known before any entry is
+// looked at.
+constexpr int64_t kFirstTiles = 128;
 
 struct EntrySquares {
   double row = 0.0, semantic = 0.0, pixel = 0.0;
@@ -173,7 +173,7 @@ struct Search {
   void run(int64_t begin, int64_t end, int64_t first, int64_t last, bool exact,
            double* best, int64_t* index) const {
     const Panels panels(end - begin, entries.width, bytes != nullptr);
-    const Scratch best_of_first(bytes ? first_tiles() * first_floats(lanes) : 0);
+    const Scratch best_of_first(bytes ? kFirstTiles * first_floats(lanes) : 0);
     std::vector<int64_t> budget(end - begin);
     for (int64_t p = begin; p < end; ++p)
       TFX_CALL_SIMD(load_panel, queries, book, bytes, p * lanes,
@@ -193,17 +193,13 @@ struct Search {
   }
 
  private:
-  int64_t first_tiles() const {
-    return std::clamp<int64_t>(kFirstWords / kByteTile / bytes->quads, 1, kFirstTiles);
-  }
-
   // In bytes while that pays, else in float32.
   void sweep_block(const Panel& panel, int64_t k, int64_t last, bool is_first,
                    float* best_of_first, int64_t& budget) const {
     if (bytes && is_first) {
       budget = kFirstSuspects * lanes;
       const int64_t tile = k / kByteTile;
-      const int64_t end = std::min(last / kByteTile, tile + first_tiles());
+      const int64_t end = std::min(last / kByteTile, tile + kFirstTiles);
       k = kByteTile * TFX_CALL_SIMD(sweep_first_bytes, entries, *bytes, panel, tile,
                                     end, best_of_first, budget);
     }
