@@ -150,7 +150,21 @@ def test_dropped_captions_are_the_empty_prompt(recipe):
 
     batch = {**batch_of(range(2)), "number": torch.arange(2)}
     task.loss("model", call, batch, moment())
-    assert torch.equal(seen[0], task.prefix(["", ""]))
+    assert torch.equal(seen[0], task.prefix(["", ""], trimmed=True))
+
+
+def test_padding_that_all_have_is_left_out_and_changes_nothing(recipe):
+    task = GenerationTask(recipe(), World())
+    texts = ["a cat", ""]
+    whole, short = task.prefix(texts), task.prefix(texts, trimmed=True)
+    cut = whole.shape[1] - short.shape[1]
+    assert cut > 0 and torch.equal(whole[:, cut:], short)
+    pad = task.model.config.pad_id
+    assert (whole[:, :cut] == pad).all() and not (short[:, 0] == pad).all()
+    tokens = task.tokens(batch_of(range(2)))
+    with torch.no_grad():
+        one, two = (task.model(p, tokens, task.suffix).logits for p in (whole, short))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
 
 
 def test_a_resumed_run_is_the_run_it_would_have_been(recipe, tmp_path):

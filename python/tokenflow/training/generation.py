@@ -188,12 +188,21 @@ class GenerationTask(Task):
         recipe, size = self.recipe, self.size
         return picture_batches(self.source, recipe.data, recipe.run, size, start, world)
 
-    def prefix(self, texts: list[str]) -> Tensor:
-        """Return texts as the ids in front of a picture, [B, P] int64."""
+    def prefix(self, texts: list[str], *, trimmed: bool = False) -> Tensor:
+        """Return texts as the ids in front of a picture, [B, P] int64.
+
+        Args:
+            texts: What is said of each picture.
+            trimmed: Leave padding out where every row has it: nothing looks at it, and
+                places count from each other.
+        """
         config = self.model.config
         ids = prompts.prefix_ids(
             self.model.text_tokenizer, texts, config.text_length, config.pad_id
         )
+        if trimmed:
+            said = (ids != config.pad_id).any(dim=0)
+            ids = ids[:, int(said.byte().argmax()) :]
         return ids.to(self.world.device)
 
     def tokens(self, batch: Batch, part: slice = slice(None)) -> Tensor:
@@ -208,7 +217,7 @@ class GenerationTask(Task):
         self, part: str, call: nn.Module, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
         """Return the mean loss of image tokens and of what ends a picture."""
-        prefix = self.prefix(self.told(batch, moment))
+        prefix = self.prefix(self.told(batch, moment), trimmed=True)
         found = call(prefix, self.tokens(batch), self.suffix)
         return {"loss": found.loss}
 
@@ -234,7 +243,8 @@ class GenerationTask(Task):
         for start in range(0, len(captions), JUDGED):
             here = slice(start, start + JUDGED)
             true = self.tokens(self.heldout, here)
-            found = model(self.prefix(captions[here]), true, self.suffix)
+            prefix = self.prefix(captions[here], trimmed=True)
+            found = model(prefix, true, self.suffix)
             first = model.config.image_start
             logits = found.logits[:, : true.shape[1]].float()
             losses = F.cross_entropy(

@@ -165,7 +165,7 @@ class UnifiedTask(GenerationTask):
         "loss" is the first plus the weighted second.
         """
         talk, labels = self._talk(batch)
-        prefix = self.prefix(self.told(batch, moment))
+        prefix = self.prefix(self.told(batch, moment), trimmed=True)
         found = call(prefix, self.tokens(batch), self.suffix, **talk)
         total = F.cross_entropy(
             found.answer_logits[:, :-1].flatten(0, 1).float(),
