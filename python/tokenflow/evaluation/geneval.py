@@ -70,14 +70,15 @@ def relations(first: Detection, second: Detection) -> set[str]:
     more than half of their whole distance. True scenes keep a stricter rule,
     `scenes.relation`, so an edge that is found a pixel off changes no answer.
     """
-    a, b = first.box, second.box
-    dx, dy = a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]
-    half = math.hypot(dx, dy) / 2
+    a, b = (np.asarray(one.box).reshape(2, 2) for one in (first, second))
+    offset = a.mean(0) - b.mean(0)
+    clear = abs(offset) - (a[1] - a[0] + b[1] - b[0]) / 10
+    half = math.hypot(*offset) / 2
     found = set()
-    if abs(dx) - (a[2] - a[0] + b[2] - b[0]) / 5 > half:
-        found.add("left of" if dx < 0 else "right of")
-    if abs(dy) - (a[3] - a[1] + b[3] - b[1]) / 5 > half:
-        found.add("above" if dy < 0 else "below")
+    if clear[0] > half:
+        found.add("left of" if offset[0] < 0 else "right of")
+    if clear[1] > half:
+        found.add("above" if offset[1] < 0 else "below")
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokenflow.generation import inputs, sampling
 from tokenflow.generation.llama import Cache
+from tokenflow.generation.prompts import common_padding
 from tokenflow.tokenizer.scales import Scales, token_counts
 
 if TYPE_CHECKING:
@@ -124,9 +125,9 @@ def _read_prompts(
     stays at its place.
     """
     width = prompts.shape[1]
+    cut = common_padding(prompts, model.config.pad_id)
+    prompts = prompts[:, cut:]
     real = prompts != model.config.pad_id
-    cut = int(real.any(dim=0).int().argmax())
-    prompts, real = prompts[:, cut:], real[:, cut:]
     back = torch.ones(width - cut, width - cut, dtype=torch.bool, device=real.device)
     seen = (back.tril() & real[:, None])[:, None]
     kept: list[tuple[Tensor, Tensor]] = []

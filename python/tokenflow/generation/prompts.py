@@ -58,6 +58,11 @@ def prefix_ids(
     return torch.tensor(rows, dtype=torch.int64)
 
 
+def common_padding(ids: Tensor, pad_id: int) -> int:
+    """Return how many of the first positions of [B, P] ids are padding in every row."""
+    return int((ids != pad_id).any(dim=0).int().argmax())
+
+
 def suffix_ids(tokenizer: Any) -> Tensor:
     """Return what follows a picture: the pieces of "</img>", the end of text; [S]."""
     end = tokenizer.eos_token_id

@@ -201,8 +201,7 @@ class GenerationTask(Task):
             self.model.text_tokenizer, texts, config.text_length, config.pad_id
         )
         if trimmed:
-            said = (ids != config.pad_id).any(dim=0)
-            ids = ids[:, int(said.byte().argmax()) :]
+            ids = ids[:, prompts.common_padding(ids, config.pad_id) :]
         return ids.to(self.world.device)
 
     def tokens(self, batch: Batch, part: slice = slice(None)) -> Tensor:
