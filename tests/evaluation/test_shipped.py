@@ -13,7 +13,8 @@ from tokenflow import (
     TokenFlowTokenizer,
 )
 from tokenflow.data.scenes import Scenes
-from tokenflow.evaluation import pictures
+from tokenflow.evaluation import geneval, pictures
+from tokenflow.evaluation.detector import Detector
 from tokenflow.evaluation.questions import evaluate_scenes
 from tokenflow.evaluation.reconstruction import evaluate_reconstruction
 from tokenflow.tokenizer.contrastive import ImageTextModel
@@ -107,3 +108,12 @@ def test_anything_gets_an_answer():
 @pytest.mark.parametrize("config", sorted(FOLDER.parent.glob("*/config.json")))
 def test_no_folder_of_whoever_trained_it_is_in_a_config(config):
     assert '"/' not in config.read_text()
+
+
+def test_the_judge_of_pictures_may_judge(emoji_font):
+    """97.8 and 99.5 % over 600 pictures."""
+    folder = FOLDER.parent / "mini-detector"
+    assert (folder / "model.safetensors").stat().st_size <= 4_000_000
+    true = geneval.true_pictures(20, 64)
+    scores = geneval.check_detector(Detector.from_pretrained("mini"), true)
+    assert geneval.trusted(scores), scores

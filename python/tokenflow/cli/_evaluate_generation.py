@@ -21,11 +21,13 @@ SAME = ("model", "weights", "judge", "task", "split", "prompts", "pictures", "se
 
 
 def generation(
-    detector: Annotated[
-        Path,
-        typer.Option(help="Folder of a judge, from `tokenflow train detector`."),
-    ],
     model: Model = "mini",
+    detector: Annotated[
+        str,
+        typer.Option(
+            help="Who judges: mini, or a folder from `tokenflow train detector`."
+        ),
+    ] = "mini",
     task: Annotated[
         Literal["scenes-geneval"],
         typer.Option(help="Prompts of GenEval's six categories, of our small world."),

@@ -163,18 +163,22 @@ class Detector(nn.Module):
             save_file(held, made / "model.safetensors")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "Detector":
-        """Read a detector that was trained here.
+    def from_pretrained(cls, name: str | os.PathLike) -> "Detector":
+        """Read a detector that was trained here, as float32.
+
+        Args:
+            name: "mini", which ships, or a folder.
 
         Raises:
             FileNotFoundError: There is none.
             ValueError: It is damaged or something else.
         """
-        file = Path(folder) / "config.json"
+        folder = checkpoint.shipped(name, "detector") or Path(name)
+        file = folder / "config.json"
         if not file.is_file():
             raise FileNotFoundError(
-                f"Detector: {folder} must be the folder of a trained one, there is no "
-                "config.json"
+                f"Detector: {folder} must be 'mini' or the folder of a trained one, "
+                "there is no config.json"
             )
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         kind = config.pop("model_type", None)
@@ -183,7 +187,7 @@ class Detector(nn.Module):
                 f"Detector: {folder} must have model_type {MODEL_TYPE}, got {kind!r}"
             )
         model = cls(**config)
-        path = Path(folder) / "model.safetensors"
+        path = folder / "model.safetensors"
         weights_file.fill(model.state_dict(), weights_file.read(path, "Detector"), path)
         return model.eval()
 

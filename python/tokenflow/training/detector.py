@@ -157,10 +157,11 @@ class DetectorTask(Task):
         return {**found["true"], "spoilt": found["spoilt"]["mean"]}
 
     def finish(self, folder: Path, world: World) -> None:
-        """Write RUN/model, as `Detector.from_pretrained` reads it."""
+        """Write RUN/model in float16, as `Detector.from_pretrained` reads it."""
         weights = whole_state(self.model)
         if world.first:
-            self.model.save_pretrained(folder / "model", weights)
+            half = {name: value.half() for name, value in weights.items()}
+            self.model.save_pretrained(folder / "model", half)
         world.wait()
 
 
