@@ -15,6 +15,7 @@ from tokenflow.training.run import RunConfig
 from tokenflow.training.task import Moment
 from tokenflow.training.world import World
 
+SLOW = pytest.mark.slow
 TOY = Path(__file__).parent.parent / "toy_task.py"
 
 
@@ -103,6 +104,25 @@ def test_recomputing_changes_nothing(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"precision": "bfloat16"}, marks=SLOW),
+        pytest.param({"recompute": True}, marks=SLOW),
+    ],
+)
+def test_compiled_blocks_learn_the_same(tmp_path, changes):
+    plain, made = Toy(recipe()), Toy(recipe())
+    train(plain, recipe(steps=3, **changes), tmp_path / "plain")
+    torch._dynamo.reset()  # what an earlier test compiled
+    torch._dynamo.utils.counters.clear()
+    train(made, recipe(steps=3, compile=True, **changes), tmp_path / "made")
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    for a, b in zip(plain.model.parameters(), made.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_the_average_is_judged_and_the_weights_go_on(tmp_path):
     task, seen = Toy(recipe()), []
     task.judge = lambda log, moment: seen.append(task.model[0].weight.clone()) or {}
@@ -140,9 +160,6 @@ def whole(tmp_path_factory):
     run = tmp_path_factory.mktemp("whole")
     assert process(run) == 0
     return run
-
-
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,9 @@ class Run:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, module in task.parts.items():
             blocks = task.blocks(name)
+            if config.compile:
+                for block in blocks:
+                    block.forward = torch.compile(block.forward, dynamic=True)
             if config.recompute:
                 recompute(blocks)
             whole = task.whole(name)
