@@ -53,9 +53,8 @@ TOKENIZER = {
     "understanding_features": "(self, source)",
 }
 GENERATION = {
-    "generate": "(self, prompts, *, guidance_scale=7.5, refinement=((1200, 0.8), "
-    "(100, 0.8), (1, 0.0)), negative_prompt=None, generator=None, num_images=1, "
-    "scales=None, output='pil')",
+    "generate": "(self, prompts, *, guidance_scale=None, refinement=None, "
+    "negative_prompt=None, generator=None, num_images=1, scales=None, output='pil')",
     "forward": "(self, prefix, indices, suffix=None)",
     "attach": "(self, tokenizer)",
 }

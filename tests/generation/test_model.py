@@ -220,14 +220,79 @@ def test_checkpointed_layers_give_the_same_gradients():
         torch.testing.assert_close(parameter.grad, right[key])
 
 
+@pytest.mark.parametrize("many", [None, 3])
+def test_losses_are_the_same_without_logits(many):
+    model, indices = small().train(), torch.randint(64, (2, 14))
+    given = {"suffix": torch.tensor([5, 2]), "with_text": True}
+    if many:
+        given["near"] = torch.randint(64, (2, 14, many))
+        given["shares"] = torch.rand(2, 14, many).softmax(-1)
+    found = []
+    for with_logits in (True, False):
+        model.zero_grad()
+        made = model(prompts(2), indices, **given, with_logits=with_logits)
+        made.loss.backward()
+        assert (made.logits is not None) == with_logits
+        slopes = [p.grad.clone() for p in model.parameters()]
+        found.append([made.loss, made.image_loss, made.text_loss, *slopes])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_token_alone_is_a_target_without_neighbours():
+    model, indices = small(), torch.randint(64, (2, 14))
+    alone = model(prompts(2), indices).loss
+    for shares in (None, torch.ones(2, 14, 1)):
+        found = model(prompts(2), indices, near=indices[..., None], shares=shares)
+        assert torch.equal(found.loss, alone)
+    twice = indices[..., None].expand(-1, -1, 2)
+    torch.testing.assert_close(model(prompts(2), indices, near=twice).loss, alone)
+
+
+@pytest.mark.parametrize(
+    ("near", "shares", "words"),
+    [
+        ((2, 13, 3), None, r"near must be \[2, 14, 'm'\] with m ≥ 1, got \[2, 13, 3\]"),
+        ((2, 14, 0), None, r"near must be .*, got \[2, 14, 0\]"),
+        ((2, 14, 3), (2, 14, 1), r"shares must be \[2, 14, 3\], got \[2, 14, 1\]"),
+        (None, (2, 14, 3), r"shares must be \[2, 14, 1\], got \[2, 14, 3\]"),
+    ],
+)
+def test_neighbours_that_do_not_fit_are_told(near, shares, words):
+    near = None if near is None else torch.zeros(near, dtype=torch.int64)
+    shares = None if shares is None else torch.ones(shares)
+    indices = torch.zeros(2, 14, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"forward: {words}"):
+        small()(prompts(2), indices, near=near, shares=shares)
+
+
 def test_part_of_a_picture_is_no_training_example():
     with pytest.raises(ValueError, match=r"indices must be \[B, 14\].*got \[2, 5\]"):
         small()(prompts(2), torch.zeros(2, 5, dtype=torch.int64))
 
 
+def test_settings_that_are_not_given_are_the_configs(monkeypatch):
+    model, told = small(), []
+    assert model.config.sampling["guidance_scale"] == 7.5  # the paper's
+    assert model.config.sampling["refinement"] == [[1200, 0.8], [100, 0.8], [1, 0.0]]
+    monkeypatch.setattr(
+        "tokenflow.generation.drawing.draw_scales",
+        lambda *args, **kwargs: told.append(kwargs) or iter(()),
+    )
+    model.config.sampling = {"guidance_scale": 2.0, "refinement": [[3, 0.5]]}
+    for given in ({}, {"guidance_scale": 0.0}, {"refinement": [(0, 0.0), (1, 0.0)]}):
+        words = {"negative_prompt": prompts(1), "output": "tokens"}
+        list(model.stream(prompts(1), **words, **given))
+    found = [(one["guidance"], one["passes"]) for one in told]
+    assert found == [(2, [(3, 0.5)]), (0, [(3, 0.5)]), (2, [(0, 0.0), (1, 0.0)])]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"sampling": {"k": 3}}, "sampling must have only"),
+        ({"sampling": {"guidance_scale": -1.0}}, "guidance_scale must be ≥ 0, got -1"),
+        ({"sampling": {"refinement": [[1, 2.0]]}}, "refinement must be pairs"),
         ({"pad_id": 512}, "pad_id must be a text id"),
         ({"image_start": 0}, "image_start must be ≥ 1"),
         ({"embedded": 3}, "embedded must be ≥ image_start"),

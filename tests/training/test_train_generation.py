@@ -144,13 +144,90 @@ def test_dropped_captions_are_the_empty_prompt(recipe):
     task = GenerationTask(recipe(words={"captions": 20, "dropped": 1.0}), World())
     seen = []
 
-    def call(prefix, *rest):
+    def call(prefix, **rest):
         seen.append(prefix)
-        return task.model(prefix, *rest)
+        return task.model(prefix, **rest)
 
     batch = {**batch_of(range(2)), "number": torch.arange(2)}
     task.loss("model", call, batch, moment())
     assert torch.equal(seen[0], task.prefix(["", ""], trimmed=True))
+
+
+def test_targets_may_be_shared_by_entries_that_are_near(recipe):
+    """As far apart as the temperature says: hardly any is the plain loss."""
+    batch = {**batch_of(range(2)), "number": torch.arange(2)}
+    losses = {}
+    for name, targets in (
+        ("plain", {}),
+        ("cold", {"entries": 4, "temperature": 1e-6}),
+        ("warm", {"entries": 4, "temperature": 0.5}),
+    ):
+        task = GenerationTask(recipe(near=targets), World())
+        losses[name] = task.loss("model", task.model, batch, moment())["loss"]
+    assert losses["cold"].item() == pytest.approx(losses["plain"].item(), rel=1e-5)
+    assert losses["warm"].item() != pytest.approx(losses["plain"].item(), rel=1e-4)
+    losses["warm"].backward()
+    assert task.model.head.weight.grad.abs().sum() > 0
+
+
+def test_noise_is_each_pictures_own_and_changes_no_first_target(recipe):
+    """The same number draws the same, in whatever batch, whatever the precision."""
+    task = GenerationTask(recipe(near={"noise": 0.5, "entries": 2}), World())
+    batch = {**batch_of(range(3)), "number": torch.tensor([4, 5, 6])}
+    clean = task.tokens(batch)
+    found = task.painted(batch, moment())
+    assert not torch.equal(found["indices"], clean)
+    assert torch.equal(found["near"][:, 0, 0], clean[:, 0])
+    assert not torch.equal(found["near"][..., 0], found["indices"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task.painted(batch, moment())["near"], found["near"])
+    alone = {**batch_of([2]), "number": torch.tensor([6])}
+    assert torch.equal(task.painted(alone, moment())["indices"][0], found["indices"][2])
+    for other in (
+        task.painted({**batch, "number": torch.tensor([4, 5, 7])}, moment()),
+        task.painted(batch, moment(1)),
+    ):
+        assert not torch.equal(other["indices"][2], found["indices"][2])
+
+
+def test_amounts_of_noise_are_drawn_evenly(recipe):
+    task = GenerationTask(recipe(near={"noise": 0.5}), World())
+    noise = task._noise({"number": torch.arange(200)}, moment())
+    amounts = noise.flatten(1).std(dim=1)
+    assert amounts.max() < 0.55 and abs(amounts.mean().item() - 0.25) < 0.03
+
+
+def test_what_is_judged_has_no_noise(recipe):
+    scores = [
+        GenerationTask(recipe(near=near), World()).judge(None, moment())
+        for near in ({}, {"noise": 0.5, "entries": 3})
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_head_may_begin_where_entries_are(recipe):
+    heads = [
+        GenerationTask(recipe(near={"head": size}), World()).model.head.weight
+        for size in (0.0, 3.0)
+    ]
+    start = GenerationTask(recipe(), World()).model.config.image_start
+    assert torch.equal(heads[0][:start], heads[1][:start])
+    before, begun = (head[start:].norm().item() for head in heads)
+    assert begun == pytest.approx(3 * before)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"entries": 0}, "near.entries must be at least 1, got 0"),
+        ({"temperature": 0.0}, "near.temperature must be above 0, got 0.0"),
+        ({"head": -1.0}, "near.head must be at least 0, got -1.0"),
+        ({"noise": -0.1}, "near.noise must be at least 0, got -0.1"),
+    ],
+)
+def test_targets_out_of_range_are_named(recipe, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        recipe(near=wrong)
 
 
 def test_padding_that_all_have_is_left_out_and_changes_nothing(recipe):
@@ -241,6 +318,9 @@ def test_tokens_of_another_tokenizer_are_refused_and_damaged_ones_replaced(
     folder = encoded[1]
     with pytest.raises(ValueError, match="are of pictures, .* holds tokens"):
         GenerationTask(recipe(data={"source": str(folder), "flip": True}), World())
+    with pytest.raises(ValueError, match="near.noise 0 where .* got 1 and 0.5"):
+        made = recipe(data={"source": str(folder)}, near={"noise": 0.5})
+        GenerationTask(made, World())
     last = folder / "2" / "23.tok"
     last.write_bytes(last.read_bytes()[:-9])
     task = GenerationTask(recipe(data={"source": str(folder)}), World())
@@ -289,6 +369,10 @@ def test_mistakes_are_named(recipe, tokenizer):
         GenerationTask(recipe(model={**MODEL, "text_length": 0}), World())
     with pytest.raises(ValueError, match="has no tokenizer_config.json"):
         GenerationTask(recipe(words={"tokenizer": tokenizer}), World())
+    with pytest.raises(ValueError, match="near.entries must be at most 64, .* got 65"):
+        GenerationTask(recipe(near={"entries": 65}), World())
+    with pytest.raises(ValueError, match="near.head must be 0 where init is given"):
+        recipe(init="some", near={"head": 2.0})
     with pytest.raises(ValueError, match="image_start: .* at least 261 .* got 100"):
         GenerationTask(recipe(model={**MODEL, "image_start": 100}), World())
 

@@ -112,6 +112,24 @@ def test_both_losses_fall(recipe):
     assert task.judge(None, moment())["answer_loss"] < first["answer_loss"]
 
 
+def test_painting_learns_what_is_near_as_a_generation_model_does(recipe):
+    seen, task = [], UnifiedTask(recipe(near={"entries": 4, "noise": 0.2}), World())
+    batch = next(task.batches(0, World()))
+    painted = task.painted(batch, moment())
+
+    def call(*args, **given):
+        seen.append(given)
+        return task.model(*args, **given)
+
+    task.before_step(batch, {}, moment())
+    found = task.loss("model", call, batch, moment())["painting"]
+    assert painted.keys() == {"indices", "near", "shares"}
+    assert all(torch.equal(seen[0][key], painted[key]) for key in painted)
+    prefix = task.prefix(task.told(batch, moment()), trimmed=True)
+    alone = task.model(prefix, suffix=task.suffix, **painted).loss
+    torch.testing.assert_close(found, alone)
+
+
 def gradients(task, batch, accumulate=1):
     task.before_step(batch, {}, moment())
     total = 0.0

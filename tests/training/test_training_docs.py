@@ -19,7 +19,11 @@ from typer.testing import CliRunner
 from tokenflow.cli import build
 from tokenflow.training.config import load, recipes
 from tokenflow.training.dialogues import DialogueConfig
-from tokenflow.training.generation import DrawnConfig, GenerationRecipe
+from tokenflow.training.generation import (
+    DrawnConfig,
+    GenerationRecipe,
+    NearConfig,
+)
 from tokenflow.training.teacher import TeacherConfig
 from tokenflow.training.tokenizer import DiscriminatorConfig, TokenizerRecipe
 from tokenflow.training.understanding import UnderstandingConfig, UnderstandingRecipe
@@ -76,6 +80,7 @@ def sections():
         ("`data` of an understanding recipe", DialogueConfig),
         ("of a generation recipe itself", GenerationRecipe),
         ("`words` of a generation recipe", WordsConfig),
+        ("`near` of a generation recipe", NearConfig),
         ("`drawn` of a generation recipe", DrawnConfig),
         ("`answers` of a unified recipe", AnswersConfig),
     ]

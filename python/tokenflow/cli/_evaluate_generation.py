@@ -50,13 +50,18 @@ def generation(
     refinement: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, max=3, help="Looks at each scale; 3 if not given. Again for a row."
+            min=1,
+            max=3,
+            help="Looks at each scale, as the paper's with k scaled to the model's "
+            "book; the model's if not given. Again for a row.",
         ),
     ] = None,
     guidance: Annotated[
         list[float] | None,
         typer.Option(
-            "--guidance-scale", min=0.0, help="7.5 if not given. Again for a row."
+            "--guidance-scale",
+            min=0.0,
+            help="The model's if not given. Again for a row.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
@@ -94,7 +99,7 @@ def generation(
     from tokenflow.evaluation import geneval, sampling_table
     from tokenflow.evaluation.detector import Detector
 
-    rows = len(guidance or [7.5]) * len(refinement or [3])
+    rows = len(guidance or [0]) * len(refinement or [0])
     if output is not None and (table or rows > 1):
         raise typer.BadParameter("--output takes the pictures of one setting only")
     if output is not None and output.exists() and any(output.iterdir()):
@@ -104,7 +109,7 @@ def generation(
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(f"--detector: {error}") from None
     drawer = load_model(model, device, "TokenFlowForGeneration")
-    settings = _settings(table, drawer.config.codebook_size, guidance, refinement)
+    settings = _settings(table, drawer.config, guidance, refinement)
     judge.to(drawer.device)
     true = geneval.true_pictures(
         prompts, drawer.image_tokenizer.config.image_size, split
@@ -161,7 +166,7 @@ def generation(
 
 def _settings(
     table: str | None,
-    entries: int,
+    config: Any,
     guidance: list[float] | None,
     refinement: list[int] | None,
 ) -> list[Any]:
@@ -174,21 +179,20 @@ def _settings(
     )
     from tokenflow.generation.sampling import PASSES
 
+    entries, usual = config.codebook_size, config.sampling
+    strengths = guidance or [usual["guidance_scale"]]
+    looks = [scaled(PASSES[passes], entries) for passes in refinement or ()]
+    looks = looks or [tuple((k, p) for k, p in usual["refinement"])]
     if table == "sampling":
-        if refinement or len(guidance or ()) > 1:
+        if refinement or len(strengths) > 1:
             raise typer.BadParameter(
                 "--table sampling has its own looks and takes one --guidance-scale"
             )
-        return sampling_rows(entries, *(guidance or [7.5]))
+        return sampling_rows(entries, *strengths)
     if table == "guidance":
-        if guidance or len(refinement or ()) > 1:
+        if guidance or len(looks) > 1:
             raise typer.BadParameter(
                 "--table guidance has its own guidance and takes one --refinement"
             )
-        (passes,) = refinement or [3]
-        return guidance_rows(scaled(PASSES[passes], entries))
-    return [
-        Setting(strength, tuple(PASSES[passes]))
-        for strength in guidance or [7.5]
-        for passes in refinement or [3]
-    ]
+        return guidance_rows(*looks)
+    return [Setting(strength, look) for strength in strengths for look in looks]

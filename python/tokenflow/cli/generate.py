@@ -43,12 +43,17 @@ def generate(
         typer.Option("--show-scales", help="Show each picture after every scale."),
     ] = False,
     guidance: Annotated[
-        float, typer.Option(min=0.0, help="How closely to follow the words.")
-    ] = 7.5,
+        float | None,
+        typer.Option(
+            min=0.0, help="How closely to follow the words; the model's own default."
+        ),
+    ] = None,
     passes: Annotated[
-        int,
-        typer.Option(min=1, max=3, help="Looks at each scale; 3 are the paper's."),
-    ] = 3,
+        int | None,
+        typer.Option(
+            min=1, max=3, help="Looks at each scale, as the paper's; or the model's."
+        ),
+    ] = None,
     top_k: Annotated[
         list[int] | None,
         typer.Option(
@@ -90,11 +95,13 @@ def generate(
     seed = generator.seed() % 2**32 if seed is None else seed
     drawer = load_model(model, device, "TokenFlowForGeneration")
     _check_words(drawer, prompt, negative or "")
-    looks = [*zip(top_k, top_p, strict=True)] if top_k and top_p else None
+    looks = sampling.PASSES[passes] if passes else None
+    if top_k and top_p:
+        looks = [*zip(top_k, top_p, strict=True)]
     steps = drawer.stream(
         prompt,
         guidance_scale=guidance,
-        refinement=looks or sampling.PASSES[passes],
+        refinement=looks,
         negative_prompt=negative,
         generator=generator.manual_seed(seed),
         num_images=grid,

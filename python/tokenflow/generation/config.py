@@ -11,8 +11,13 @@ import copy
 from typing import Any
 
 from tokenflow._transformers import PreTrainedConfig
+from tokenflow.generation import sampling
 from tokenflow.tokenizer.scales import as_pairs, token_counts
 
+_SAMPLING = {
+    "guidance_scale": 7.5,
+    "refinement": [list(look) for look in sampling.THREE_PASSES],
+}
 _LLAMA_7B = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -74,6 +79,8 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
             model's; None where it is attached by hand.
         fingerprint: Of the tokenizer that the model was trained with.
         negative_prompt: What guidance leads away from unless `generate` is told.
+        sampling: `guidance_scale` and `refinement` of `generate` unless it is told; the
+            paper's where one is left out.
 
     Raises:
         ValueError: A value is out of its range.
@@ -93,12 +100,14 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
     image_tokenizer: str | None = None
     fingerprint: str | None = None
     negative_prompt: str = ""
+    sampling: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
         self.language = {**_MINI, **(self.language or {})}
         as_pairs(self.scales)  # raises where they are none
         self.embedded = self.image_start if self.embedded is None else self.embedded
         self.scales = [s if isinstance(s, int) else list(s) for s in self.scales]
+        self.sampling = {**_SAMPLING, **(self.sampling or {})}
         _check(self)
         super().__post_init__(**kwargs)
 
@@ -133,6 +142,16 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
 
 
 def _check(config: TokenFlowGenerationConfig) -> None:
+    if config.sampling.keys() != _SAMPLING.keys():
+        raise ValueError(
+            f"TokenFlowGenerationConfig: sampling must have only {list(_SAMPLING)}, "
+            f"got {list(config.sampling)}"
+        )
+    try:
+        sampling.check(**config.sampling)
+    except ValueError as error:
+        words = str(error).removeprefix("generate: ")
+        raise ValueError(f"TokenFlowGenerationConfig: sampling: {words}") from None
     for name in ("codebook_size", "code_width", "image_start", "text_length"):
         if getattr(config, name) < 1:
             raise ValueError(

@@ -22,12 +22,12 @@ from tokenflow._transformers import ModelOutput, PreTrainedModel, register
 from tokenflow.generation import drawing, folders, inputs, memory, sampling
 from tokenflow.generation.config import TokenFlowGenerationConfig
 from tokenflow.generation.llama import Llama, LlamaConfig
+from tokenflow.generation.loss import cross_entropy, linear_cross_entropy
 from tokenflow.generation.prompts import Prompts, as_pair
 from tokenflow.tokenizer.model import TokenFlowTokenizer
 from tokenflow.tokenizer.scales import as_pairs
 
 OUTPUTS = ("pil", "tokens", "pt")
-IGNORED = -100  # a label that is not learned
 DECODED = 32  # pictures at a time
 
 Pictures = list[Image.Image] | Tensor
@@ -40,7 +40,7 @@ class TokenFlowGenerationOutput(ModelOutput):
     loss: Tensor | None = None  # image_loss, and text_loss where that was asked for
     image_loss: Tensor | None = None  # mean over image tokens and what follows them
     text_loss: Tensor | None = None  # mean over the words of the prompts
-    logits: Tensor | None = None  # [B, N + S, vocabulary]
+    logits: Tensor | None = None  # [B, N + S, vocabulary], unless left out
 
 
 class TokenFlowForGeneration(PreTrainedModel):
@@ -185,21 +185,30 @@ class TokenFlowForGeneration(PreTrainedModel):
         indices: Tensor,
         suffix: Tensor | None = None,
         *,
+        near: Tensor | None = None,
+        shares: Tensor | None = None,
         with_text: bool = False,
+        with_logits: bool = True,
     ) -> TokenFlowGenerationOutput:
         """Predict every token of a picture, and the words where that is asked for.
 
         Args:
             prefix: [B, P] int64, as `prompts.prefix_ids` makes them.
-            indices: [B, N] int64, the picture's tokens.
+            indices: [B, N] int64, the picture's tokens, which later ones are told from.
             suffix: [S] or [B, S] int64, what is to follow it; nothing when None.
+            near: [B, N, m] int64, entries that share each target; the tokens alone
+                when None, as published.
+            shares: [B, N, m] float32, each entry's share of 1; equal ones when None.
             with_text: Also learn to predict the prompts (not so as published).
+            with_logits: Return them. Without, training takes less time and memory, and
+                reads `head.weight` itself: an adapter around the head is not seen.
 
         Returns:
             Losses and logits, see `TokenFlowGenerationOutput`.
 
         Raises:
-            ValueError: indices are not the tokens of whole pictures.
+            ValueError: indices are not the tokens of whole pictures, or near or shares
+                do not fit them.
         """
         if indices.ndim != 2 or indices.shape[1] != self.config.num_tokens:
             raise ValueError(
@@ -215,17 +224,50 @@ class TokenFlowForGeneration(PreTrainedModel):
         places = torch.arange(x.shape[1], device=x.device)
         hidden = self.llama(x, places, seen[:, None])
         first = prefix.shape[1] - 1
-        targets = torch.cat([indices + self.config.image_start, suffix], dim=1)
-        logits = self.head(hidden[:, first : first + targets.shape[1]])
-        image_loss, text_loss = _cross_entropy(logits, targets), None
-        loss = image_loss
+        told = hidden[:, first : first + indices.shape[1] + suffix.shape[1]]
+        ids, weights = self._targets(indices, suffix, near, shares)
+        logits = self.head(told) if with_logits else None
+        if logits is None:
+            image_loss = linear_cross_entropy(told, self.head.weight, ids, weights)
+        else:
+            image_loss = cross_entropy(logits, ids, weights)
+        loss, text_loss = image_loss, None
         if with_text:
-            words = prefix.masked_fill(~real, IGNORED)[:, 1:]
-            text_loss = _cross_entropy(self.head(hidden[:, :first]), words)
+            words, said = prefix[:, 1:, None], real[:, 1:, None]
+            weights = said * (
+                said.numel() / said.sum()
+            )  # the mean is over what is real
+            rows = hidden[:, :first]
+            text_loss = linear_cross_entropy(rows, self.head.weight, words, weights)
             loss = image_loss + text_loss
         return TokenFlowGenerationOutput(
             loss=loss, image_loss=image_loss, text_loss=text_loss, logits=logits
         )
+
+    def _targets(
+        self,
+        indices: Tensor,
+        suffix: Tensor,
+        near: Tensor | None,
+        shares: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ids and shares of what is predicted, both [B, N + S, m]."""
+        if near is None:
+            near = indices[..., None]
+        if near.ndim != 3 or near.shape[:2] != indices.shape or not near.shape[2]:
+            raise ValueError(
+                f"forward: near must be {[*indices.shape, 'm']} with m ≥ 1, got "
+                f"{list(near.shape)}"
+            )
+        if shares is None:
+            shares = torch.ones_like(near) / near.shape[2]
+        if shares.shape != near.shape:
+            raise ValueError(
+                f"forward: shares must be {list(near.shape)}, got {list(shares.shape)}"
+            )
+        ends = suffix[..., None].expand(-1, -1, near.shape[2])
+        ids = torch.cat([near + self.config.image_start, ends], dim=1)
+        return ids, torch.cat([shares, torch.ones_like(ends) / ends.shape[2]], dim=1)
 
     # drawing
 
@@ -233,8 +275,8 @@ class TokenFlowForGeneration(PreTrainedModel):
         self,
         prompts: Prompts,
         *,
-        guidance_scale: float = 7.5,
-        refinement: sampling.Refinement = sampling.THREE_PASSES,
+        guidance_scale: float | None = None,
+        refinement: sampling.Refinement | None = None,
         negative_prompt: Prompts | None = None,
         generator: sampling.Generators = None,
         num_images: int = 1,
@@ -246,10 +288,12 @@ class TokenFlowForGeneration(PreTrainedModel):
         Args:
             prompts: One text, several, or their ids [B, P] int64.
             guidance_scale: How far the last scale is led away from the negative prompt;
-                0 at the first scale, growing evenly. 0 takes half the time.
+                0 at the first scale, growing evenly. 0 takes half the time; the
+                config's when None (7.5 where it does not say).
             refinement: (k, p) of each look at a scale but the first: draw from the k
                 largest logits and the smallest set of probability p; k = 0 and p = 0
-                keep all. `sampling.THREE_PASSES` (the paper's) or `ONE_PASS`.
+                keep all. The config's when None (`sampling.THREE_PASSES`, the paper's,
+                where it does not say).
             negative_prompt: One text for all, one each, or ids; the config's when None.
             generator: For the draws; torch's own when None. One seed gives the same
                 tokens on every device if the generator stays on the CPU. A list has
@@ -290,8 +334,8 @@ class TokenFlowForGeneration(PreTrainedModel):
         self,
         prompts: Prompts,
         *,
-        guidance_scale: float = 7.5,
-        refinement: sampling.Refinement = sampling.THREE_PASSES,
+        guidance_scale: float | None = None,
+        refinement: sampling.Refinement | None = None,
         negative_prompt: Prompts | None = None,
         generator: sampling.Generators = None,
         num_images: int = 1,
@@ -311,7 +355,12 @@ class TokenFlowForGeneration(PreTrainedModel):
             TypeError, ValueError: As `generate`.
         """
         _check_output(output)
-        passes = sampling.check(guidance_scale, refinement)
+        usual = self.config.sampling
+        if guidance_scale is None:
+            guidance_scale = usual["guidance_scale"]
+        passes = sampling.check(
+            guidance_scale, usual["refinement"] if refinement is None else refinement
+        )
         chosen = inputs.leading(self.scales, scales)
         if num_images < 1:
             raise ValueError(f"generate: num_images must be ≥ 1, got {num_images}")
@@ -439,11 +488,6 @@ def _check_output(output: str) -> None:
         raise ValueError(
             f"generate: output must be one of {list(OUTPUTS)}, got {output!r}"
         )
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    logits, targets = logits.flatten(0, 1).float(), targets.flatten()
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
 
 register(TokenFlowGenerationConfig, TokenFlowForGeneration)

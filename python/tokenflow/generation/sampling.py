@@ -101,14 +101,14 @@ def draw(
     return torch.cat(found).view(logits.shape[:-1]) - before
 
 
-def check(guidance: float, refinement: Refinement) -> list[tuple[int, float]]:
+def check(guidance_scale: float, refinement: Refinement) -> list[tuple[int, float]]:
     """Return the passes, checked.
 
     Raises:
         ValueError: There is none, or a k, p or the guidance is out of range.
     """
-    if not guidance >= 0 or math.isinf(guidance):
-        raise ValueError(f"generate: guidance_scale must be ≥ 0, got {guidance}")
+    if not guidance_scale >= 0 or math.isinf(guidance_scale):
+        raise ValueError(f"generate: guidance_scale must be ≥ 0, got {guidance_scale}")
     passes = list(refinement)
     if not passes:
         raise ValueError("generate: refinement must have at least one (k, p), got none")

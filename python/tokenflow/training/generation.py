@@ -27,6 +27,7 @@ from tokenflow.tokenizer.processing import from_uint8, to_uint8
 from tokenflow.tokenizer.scales import token_counts
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
+from tokenflow.training.near import head_rows, quantize_near
 from tokenflow.training.optimizers import OptimizerConfig
 from tokenflow.training.parallel import as_forward, whole_state
 from tokenflow.training.pictures import DataConfig, open_pictures, picture_batches
@@ -72,6 +73,51 @@ class DrawnConfig:
 
 
 @dataclass(frozen=True)
+class NearConfig:
+    """What is made of entries being near each other; see `training.near`.
+
+    Args:
+        entries: How many share each target; 1: the token alone, as published.
+        temperature: T of their shares exp(−d² / 2T), d being the distance as
+            quantization measures it.
+        noise: Tokens that are read are taken under normal noise, whose standard
+            deviation is drawn evenly up to this for each picture, in numbers of what is
+            compared with the entries; targets are what is true then. 0: none, as
+            published.
+        head: Begin with rows of the head that are near each other where entries are,
+            this many times as large as random ones; 0: random ones, as published.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    entries: int = 1
+    temperature: float = 0.1
+    noise: float = 0.0
+    head: float = 0.0
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.entries < 1:
+            raise ValueError(
+                f"train: near.entries must be at least 1, got {self.entries}"
+            )
+        if not self.temperature > 0:
+            raise ValueError(
+                f"train: near.temperature must be above 0, got {self.temperature}"
+            )
+        for name in ("noise", "head"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"train: near.{name} must be at least 0, got {getattr(self, name)}"
+                )
+
+    @property
+    def alone(self) -> bool:
+        """Whether a token is all that is read and learned of itself, as published."""
+        return self.entries == 1 and not self.noise
+
+
+@dataclass(frozen=True)
 class GenerationRecipe:
     """All that defines a generation model's training.
 
@@ -83,6 +129,7 @@ class GenerationRecipe:
         init: A generation model to begin with, a folder or a hub id; empty for none.
         words: How captions are read.
         data: Pictures with captions; or a folder of their tokens, see `tokens`.
+        near: What is made of entries being near each other.
         drawn: What is drawn to be looked at.
         optimizer: Of all of it.
         run: For how long, in what steps.
@@ -99,11 +146,16 @@ class GenerationRecipe:
     init: str = ""
     words: WordsConfig = field(default_factory=WordsConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    near: NearConfig = field(default_factory=NearConfig)
     drawn: DrawnConfig = field(default_factory=DrawnConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:  # noqa: D105
+        if self.init and self.near.head:
+            raise ValueError(
+                f"train: near.head must be 0 where init is given, got {self.near.head}"
+            )
         if self.preset not in PRESETS:
             raise ValueError(
                 f"train: preset must be one of {list(PRESETS)}, got {self.preset!r}"
@@ -146,6 +198,17 @@ class GenerationTask(Task):
             raise ValueError(
                 "train: data.flip and data.augment are of pictures, "
                 f"{data.source} holds tokens"
+            )
+        if holds_tokens(self.source) and not recipe.near.alone:
+            raise ValueError(
+                "train: near.entries must be 1 and near.noise 0 where the data are "
+                "tokens, which do not tell what else was near, got "
+                f"{recipe.near.entries} and {recipe.near.noise}"
+            )
+        if recipe.near.entries > tokenizer.config.codebook_size:
+            raise ValueError(
+                f"train: near.entries must be at most {tokenizer.config.codebook_size}"
+                f", the entries there are, got {recipe.near.entries}"
             )
         count = min(data.heldout_pictures, len(heldout))
         self.heldout = Stream(heldout, size=self.size, batch=count, flip=False).read(0)
@@ -212,12 +275,42 @@ class GenerationTask(Task):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.model.image_tokenizer.encode(from_uint8(images)).indices
 
+    def painted(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """Return the tokens of a batch, and what shares their targets, if anything."""
+        chosen = self.recipe.near
+        if chosen.alone:
+            return {"indices": self.tokens(batch)}
+        images = batch["image"].to(self.world.device)
+        tokenizer = self.model.image_tokenizer
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            features = tokenizer.features(from_uint8(images)).float()
+            found = quantize_near(
+                tokenizer.quantizer,
+                features,
+                chosen.entries,
+                chosen.temperature,
+                self._noise(batch, moment) if chosen.noise else None,
+            )
+        return vars(found)
+
+    def _noise(self, batch: Batch, moment: Moment) -> Tensor:
+        """Return what is added before tokens are taken; each picture has its amount."""
+        shape = self.model.config.num_tokens, self.model.config.code_width
+        rows = []
+        for number in batch["number"].tolist():
+            rng = moment.rng("noise", number)
+            drawn = torch.Generator().manual_seed(rng.getrandbits(63))
+            amount = self.recipe.near.noise * rng.random()
+            rows.append(amount * torch.randn(shape, generator=drawn))
+        return torch.stack(rows).to(self.world.device)
+
     def loss(
         self, part: str, call: nn.Module, batch: Batch, moment: Moment
     ) -> dict[str, Tensor]:
         """Return the mean loss of image tokens and of what ends a picture."""
         prefix = self.prefix(self.told(batch, moment), trimmed=True)
-        found = call(prefix, self.tokens(batch), self.suffix)
+        painted = self.painted(batch, moment)
+        found = call(prefix, suffix=self.suffix, **painted, with_logits=False)
         return {"loss": found.loss}
 
     def told(self, batch: Batch, moment: Moment) -> list[str]:
@@ -322,6 +415,9 @@ def _build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)
         model = kind(config)
+        if recipe.near.head:
+            rows = model.head.weight[config.image_start :]
+            rows.data.copy_(head_rows(tokenizer.quantizer, rows, recipe.near.head))
     if recipe.init:
         begun = kind.from_pretrained(recipe.init, image_tokenizer=tokenizer)
         model.load_state_dict(begun.state_dict())

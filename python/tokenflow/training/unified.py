@@ -74,6 +74,7 @@ class UnifiedRecipe(GenerationRecipe):
         init: A unified model to begin with, a folder or a hub id; empty for none.
         words: How captions are read; a vocabulary is learned from conversations too.
         data: Pictures with captions; or a folder of their tokens, see `tokens`.
+        near: What is made of entries being near each other.
         drawn: What is drawn to be looked at.
         dialogues: Conversations about pictures.
         answers: How much of a step they are.
@@ -166,7 +167,8 @@ class UnifiedTask(GenerationTask):
         """
         talk, labels = self._talk(batch)
         prefix = self.prefix(self.told(batch, moment), trimmed=True)
-        found = call(prefix, self.tokens(batch), self.suffix, **talk)
+        talk |= self.painted(batch, moment)
+        found = call(prefix, suffix=self.suffix, **talk, with_logits=False)
         total = F.cross_entropy(
             found.answer_logits[:, :-1].flatten(0, 1).float(),
             labels[:, 1:].flatten(),

@@ -160,7 +160,10 @@ class TokenFlowUnified(TokenFlowForGeneration):
         indices: Tensor | None = None,
         suffix: Tensor | None = None,
         *,
+        near: Tensor | None = None,
+        shares: Tensor | None = None,
         with_text: bool = False,
+        with_logits: bool = True,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pictures: Tensor | None = None,
@@ -170,7 +173,8 @@ class TokenFlowUnified(TokenFlowForGeneration):
         """Predict pictures, or words about pictures, or both in one step.
 
         Args:
-            prefix, indices, suffix, with_text: Painting; see `TokenFlowForGeneration`.
+            prefix, indices, suffix: Painting; see `TokenFlowForGeneration.forward`.
+            near, shares, with_text, with_logits: Likewise.
             input_ids, attention_mask, pictures, position_ids: Answering; see `read`.
             labels: [B, T] int64, −100 where nothing is learned; adds `answer_loss`.
 
@@ -187,7 +191,15 @@ class TokenFlowUnified(TokenFlowForGeneration):
             )
         found: dict[str, Any] = {}
         if prefix is not None and indices is not None:
-            found |= super().forward(prefix, indices, suffix, with_text=with_text)
+            found |= super().forward(
+                prefix,
+                indices,
+                suffix,
+                near=near,
+                shares=shares,
+                with_text=with_text,
+                with_logits=with_logits,
+            )
         if input_ids is not None:
             hidden = self.read(
                 input_ids, attention_mask, pictures, position_ids=position_ids
