@@ -312,6 +312,16 @@ def test_tables_start_as_published():
         assert table.abs().max() <= 2
 
 
+@pytest.mark.parametrize("branch", [1.0, 0.2])
+def test_norms_behind_branches_begin_as_told(branch):
+    model = small(branch=branch)
+    for layer in model.llama.layers:
+        assert layer.attention_norm.weight.eq(branch).all()
+        assert layer.mlp_norm.weight.eq(branch).all()
+        assert layer.attention.query_norm.weight.eq(1).all()
+    assert model.llama.norm.weight.eq(1).all()
+
+
 def test_presets_are_named():
     with pytest.raises(ValueError, match=r"preset: must be one of \['llama_7b_256'"):
         TokenFlowGenerationConfig.preset("huge")

@@ -75,6 +75,9 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
         embedded: Rows of the text embedding, image_start when None. The published
             model has rows for image ids too, which nothing reads.
         qk_norm_eps: Of the norms of queries and keys.
+        branch: What the weights of the norms behind attention and MLP begin with; 1 as
+            published. With less, a layer begins near what it was given, and a new model
+            learns sooner.
         image_tokenizer: Name or hub id of the tokenizer, or a folder inside this
             model's; None where it is attached by hand.
         fingerprint: Of the tokenizer that the model was trained with.
@@ -97,6 +100,7 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
     text_length: int = 32
     embedded: int | None = None
     qk_norm_eps: float = 1e-6
+    branch: float = 1.0
     image_tokenizer: str | None = None
     fingerprint: str | None = None
     negative_prompt: str = ""

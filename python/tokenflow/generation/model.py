@@ -88,6 +88,9 @@ class TokenFlowForGeneration(PreTrainedModel):
             std = (3 * self.levels.shape[1]) ** -0.5
             for table in (self.levels, self.positions):
                 initialization.trunc_normal_(table, std=std)
+            for layer in self.llama.layers:
+                for norm in (layer.attention_norm, layer.mlp_norm):
+                    initialization.constant_(norm.weight, self.config.branch)
 
     # the two attached parts
 
