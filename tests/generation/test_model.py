@@ -322,6 +322,19 @@ def test_norms_behind_branches_begin_as_told(branch):
     assert model.llama.norm.weight.eq(1).all()
 
 
+def test_what_is_read_begins_as_large_as_told():
+    models = []
+    for inputs in (1.0, 10.0):
+        torch.manual_seed(0)
+        facts = {"language": {"num_hidden_layers": 1}, "inputs": inputs}
+        config = TokenFlowGenerationConfig.preset("mini", **facts)
+        models.append(TokenFlowForGeneration(config))
+    for key in ("levels", "embed.weight", "projector.2.weight"):
+        before, after = (model.get_parameter(key).std().item() for model in models)
+        assert after == pytest.approx(10 * before, rel=0.05)
+    assert models[1].positions.std().item() == pytest.approx((3 * 192) ** -0.5, rel=0.1)
+
+
 def test_presets_are_named():
     with pytest.raises(ValueError, match=r"preset: must be one of \['llama_7b_256'"):
         TokenFlowGenerationConfig.preset("huge")

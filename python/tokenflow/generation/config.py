@@ -78,6 +78,9 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
         branch: What the weights of the norms behind attention and MLP begin with; 1 as
             published. With less, a layer begins near what it was given, and a new model
             learns sooner.
+        inputs: How large the rows of words and levels, and what becomes of entries,
+            begin, as a multiple of what is published; larger ones are told apart
+            sooner.
         image_tokenizer: Name or hub id of the tokenizer, or a folder inside this
             model's; None where it is attached by hand.
         fingerprint: Of the tokenizer that the model was trained with.
@@ -101,6 +104,7 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
     embedded: int | None = None
     qk_norm_eps: float = 1e-6
     branch: float = 1.0
+    inputs: float = 1.0
     image_tokenizer: str | None = None
     fingerprint: str | None = None
     negative_prompt: str = ""

@@ -85,9 +85,13 @@ class TokenFlowForGeneration(PreTrainedModel):
 
         super()._init_weights(module)
         if module is self:
-            std = (3 * self.levels.shape[1]) ** -0.5
-            for table in (self.levels, self.positions):
-                initialization.trunc_normal_(table, std=std)
+            std, more = (3 * self.levels.shape[1]) ** -0.5, self.config.inputs
+            initialization.trunc_normal_(self.levels, std=more * std)
+            initialization.trunc_normal_(self.positions, std=std)
+            if more != 1:
+                for rows in (self.embed.weight, self.projector[2].weight):
+                    usual = self.llama.config.initializer_range
+                    initialization.normal_(rows, std=more * usual)
             for layer in self.llama.layers:
                 for norm in (layer.attention_norm, layer.mlp_norm):
                     initialization.constant_(norm.weight, self.config.branch)
