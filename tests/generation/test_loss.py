@@ -15,18 +15,19 @@ FUNCTIONS = pytest.mark.parametrize(
 )
 
 
-def case(rows, many=3, entries=50):
+def case(rows, many=3, entries=50, device="cpu"):
     seeded = torch.Generator().manual_seed(rows)
-    hidden = torch.randn(rows, 8, generator=seeded).requires_grad_()
-    weight = torch.randn(entries, 8, generator=seeded).requires_grad_()
-    ids = torch.randint(entries, (rows, many), generator=seeded)
-    shares = torch.rand(rows, many, generator=seeded).softmax(-1)
+    hidden = torch.randn(rows, 8, generator=seeded).to(device).requires_grad_()
+    weight = torch.randn(entries, 8, generator=seeded).to(device).requires_grad_()
+    ids = torch.randint(entries, (rows, many), generator=seeded).to(device)
+    shares = torch.rand(rows, many, generator=seeded).softmax(-1).to(device)
     return hidden, weight, ids, shares
 
 
 def true(hidden, weight, ids, shares):
     """Torch's, of chances for every entry, in float64."""
-    chances = torch.zeros(len(ids), len(weight)).scatter_add_(1, ids, shares)
+    chances = ids.new_zeros(len(ids), len(weight), dtype=torch.float32)
+    chances.scatter_add_(1, ids, shares)
     return F.cross_entropy(hidden.double() @ weight.double().T, chances.double())
 
 
@@ -44,9 +45,9 @@ def errors(function, *given):
 
 @FUNCTIONS
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 9])  # around the 4 rows at a time
-def test_loss_and_gradients_are_torchs(function, rows, monkeypatch):
-    monkeypatch.setitem(loss.ROWS, "cpu", 4)
-    assert max(errors(function, *case(rows))) < 1e-6
+def test_loss_and_gradients_are_torchs(function, rows, device, monkeypatch):
+    monkeypatch.setitem(loss.ROWS, device.type, 4)
+    assert max(errors(function, *case(rows, device=device))) < 1e-6
 
 
 @FUNCTIONS
@@ -106,10 +107,10 @@ def test_no_rows_have_no_mean(function):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_products_are_autocasts(dtype):
+def test_products_are_autocasts(dtype, device):
     """Of so many rows and entries that slopes of the mean are no float16."""
-    given = case(2048, entries=4096)
-    with torch.autocast("cpu", dtype):
+    given = case(2048, entries=4096, device=device)
+    with torch.autocast(device.type, dtype):
         found = results(linear_cross_entropy, *given)
         assert max(errors(linear_cross_entropy, *given)) < 0.01
     assert {one.dtype for one in found} == {torch.float32}
