@@ -6,7 +6,8 @@
 #   bench/gpu_check.sh test       every CUDA test, and the ops' tests on the CPU there
 #   bench/gpu_check.sh sanitize   memcheck, racecheck, initcheck, synccheck
 #   bench/gpu_check.sh bench      time the ops beside the goals and beside peers
-#   bench/gpu_check.sh train      train the small models for 128 pixels and judge them
+#   bench/gpu_check.sh train      train small models (tokenizer for 128 pixels, generation
+#                                 for longer than a CPU would) and judge them
 #
 # A stage ends within STAGE_SECONDS (500); one that did not get through says so, exits
 # 75, and goes on there when called again. Nothing is installed into your environment
@@ -205,8 +206,13 @@ stage_train() {
   once train/judge bash -o pipefail -c '"$0" -m tokenflow evaluate reconstruction \
     --model "$1/tokenizer/model" --data scenes --device cuda --json | tee "$2.json"' \
     "$PYTHON" "$runs" "$FOLDER/$(date -u +%Y-%m-%d)-mini-128"
-  for task in teacher tokenizer; do
-    [ ! -d "$runs/$task/model" ] || cp -r "$runs/$task/model" "$FOLDER/$task-mini-128"
+  once train/generation "${train[@]}" generation mini "${options[@]}" \
+    -o "$runs/generation" --set run.batch=64 --set run.steps=20000 --set data.workers=8
+  once train/drawn bash -o pipefail -c '"$0" -m tokenflow evaluate generation \
+    --model "$1/generation/model" --device cuda --json | tee "$2.json"' \
+    "$PYTHON" "$runs" "$FOLDER/$(date -u +%Y-%m-%d)-generation"
+  for task in teacher tokenizer generation; do
+    [ ! -d "$runs/$task/model" ] || cp -r "$runs/$task/model" "$FOLDER/$task"
     [ ! -f "$runs/$task/log.jsonl" ] || cp "$runs/$task/log.jsonl" "$FOLDER/$task.jsonl"
   done
   verdict train
