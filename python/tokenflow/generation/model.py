@@ -234,22 +234,26 @@ class TokenFlowForGeneration(PreTrainedModel):
         told = hidden[:, first : first + indices.shape[1] + suffix.shape[1]]
         ids, weights = self._targets(indices, suffix, near, shares)
         logits = self.head(told) if with_logits else None
-        if logits is None:
-            image_loss = linear_cross_entropy(told, self.head.weight, ids, weights)
-        else:
-            image_loss = cross_entropy(logits, ids, weights)
+        image_loss = self._loss(told, logits, ids, weights)
         loss, text_loss = image_loss, None
         if with_text:
             words, said = prefix[:, 1:, None], real[:, 1:, None]
-            weights = said * (
-                said.numel() / said.sum()
-            )  # the mean is over what is real
+            weights = said * (said.numel() / said.sum())  # the mean of what is real
             rows = hidden[:, :first]
-            text_loss = linear_cross_entropy(rows, self.head.weight, words, weights)
+            named = self.head(rows) if with_logits else None
+            text_loss = self._loss(rows, named, words, weights)
             loss = image_loss + text_loss
         return TokenFlowGenerationOutput(
             loss=loss, image_loss=image_loss, text_loss=text_loss, logits=logits
         )
+
+    def _loss(
+        self, hidden: Tensor, logits: Tensor | None, ids: Tensor, shares: Tensor
+    ) -> Tensor:
+        """Return the loss from logits, or without ever having them all."""
+        if logits is not None:
+            return cross_entropy(logits, ids, shares)
+        return linear_cross_entropy(hidden, self.head.weight, ids, shares)
 
     def _targets(
         self,
