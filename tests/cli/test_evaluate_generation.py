@@ -7,6 +7,7 @@ import pytest
 import torch
 from generation_cases import small, small_tokenizer
 
+from tokenflow import TokenFlowGenerationConfig
 from tokenflow.data.scenes import COLOURS, OBJECTS
 from tokenflow.evaluation import sampling_table
 from tokenflow.evaluation.detector import Detector
@@ -98,6 +99,8 @@ def test_rows_are_the_papers_for_a_book_of_this_size():
         ((150, 0.8), (13, 0.8)),
         ((150, 0.8), (13, 0.8), (1, 0.0)),
     ]
+    mini = TokenFlowGenerationConfig.preset("mini").sampling
+    assert mini["refinement"] == [[*look] for look in rows[-1].refinement]
     whole = sampling_table.sampling_rows(32768, 7.5)
     assert whole[-1].refinement == ((1200, 0.8), (100, 0.8), (1, 0.0))
     sweep = sampling_table.guidance_rows(((150, 0.8),))

@@ -54,6 +54,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pad_id": 0,
         "text_length": 32,
         "image_tokenizer": "mini",
+        # the paper's k, of 32768 entries, as shares of these
+        "sampling": {"refinement": [[150, 0.8], [13, 0.8], [1, 0.0]]},
     },
 }
 PRESETS = tuple(_PRESETS)
