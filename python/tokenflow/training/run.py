@@ -27,7 +27,8 @@ class RunConfig:
         precision: "float32", "bfloat16" or "float16" (autocast; weights stay float32).
         parallel: "ddp" or "fsdp", where torchrun started several processes.
         recompute: Compute activations again in backward: less memory, more time.
-        compile: Compile the blocks of each part (torch.compile); needs a C++ compiler.
+        compile: Compile the blocks of each part (torch.compile); needs a C++ compiler
+            on a CPU.
         average: Share of the averaged weights kept at each step, 0 for no average.
         log_every: Steps between lines of the log.
         evaluate_every: Steps between looks at held-out samples, 0 for at the end only.
