@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 from tokenflow.training.attention import float32_attention
@@ -52,14 +51,3 @@ def test_values_made_anew_for_the_gradient_are_the_same():
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
         assert torch.equal(a, b)
-
-
-def test_compiled_code_knows_it_again():
-    """Another function at every step would be compiled anew at every step."""
-    leaves, mask = _case()
-    counter = CompileCounter()
-    made = torch.compile(_attend, backend=counter)
-    for _ in range(3):
-        with float32_attention():
-            made(*leaves, mask)
-    assert counter.frame_count == 1

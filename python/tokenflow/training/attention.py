@@ -13,16 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_plain = F.scaled_dot_product_attention  # what the block found
-
-
-def _attend(*args: Any, **kwargs: Any) -> Tensor:
-    """Attend in float32; one function for good, which compiled layers know again."""
-    with torch.autocast("cpu", enabled=False):
-        return _plain(
-            *(_wide(a) for a in args), **{k: _wide(v) for k, v in kwargs.items()}
-        )
-
 
 @contextmanager
 def float32_attention() -> Iterator[None]:
@@ -31,15 +21,19 @@ def float32_attention() -> Iterator[None]:
     The block must hold the gradient too, which may make the values anew. It is the
     function that is exchanged: torch's modes for functions do not last into backward.
     """
-    global _plain
-    before = F.scaled_dot_product_attention
-    if before is not _attend:
-        _plain = before
-    F.scaled_dot_product_attention = _attend
+    plain = F.scaled_dot_product_attention
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return plain(
+                *(_wide(a) for a in args), **{k: _wide(v) for k, v in kwargs.items()}
+            )
+
+    F.scaled_dot_product_attention = attend
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = before
+        F.scaled_dot_product_attention = plain
 
 
 def _wide(value: Any) -> Any:
