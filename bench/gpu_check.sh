@@ -184,6 +184,12 @@ stage_bench() {
     once "bench/$file" "${PYTEST[@]}" "$file" -k cuda --benchmark-enable \
       --benchmark-only --benchmark-json="$json/$(basename "$file" .py).json"
   done
+  if "$PYTHON" -c 'import safetensors, transformers' 2>/dev/null; then
+    once bench/generate bash -o pipefail -c '"$0" bench/gpu_generate.py "$1.json" | tee "$1.md"' \
+      "$PYTHON" "$FOLDER/$(date -u +%Y-%m-%d)-generate"
+  else
+    say "skipped: painting at the published size needs safetensors and transformers"
+  fi
   if compgen -G "$json/*.json" >/dev/null; then
     "$PYTHON" bench/table.py "$FOLDER/$(date -u +%Y-%m-%d).json" "$json"/*.json |
       tee "$FOLDER/table.md"

@@ -78,6 +78,21 @@ def test_settings_reach_the_model(run, drawer):
     assert wanted.shape == (24 + GAP, 24 + GAP, 3)
 
 
+def test_each_prompt_has_a_row(run, drawer):
+    words = ("generate", "a dog", "two cats", "-m", drawer, "--seed", "3")
+    code, out, _ = run(*words, "--grid", "3", "--json")
+    assert code == 0 and json.loads(out)["prompts"] == ["a dog", "two cats"]
+    model = TokenFlowForGeneration.from_pretrained(drawer)
+    pictures = model.generate(
+        ["a dog", "two cats"],
+        generator=torch.Generator().manual_seed(3),
+        num_images=3,
+    )
+    assert np.array_equal(pixels("generated.png"), np.array(sheet(pictures, 3)))
+    assert run(*words, "--show-scales", "-o", "all.png").code == 0
+    assert pixels("all.png").shape == (24 + GAP, 3 * 12 + 2 * GAP, 3)
+
+
 def test_every_scale_is_shown(run, drawer):
     words = ("generate", "a dog", "-m", drawer, "--seed", "3", "--grid", "2")
     assert run(*words, "-o", "all.png", "--show-scales").code == 0
@@ -122,6 +137,7 @@ def test_looks_can_be_given_one_by_one(run, drawer):
     ("options", "words"),
     [
         ((" ",), "must say something"),
+        (("a dog", ""), "must say something"),
         (("a dog", "--guidance", "-1"), "'--guidance'"),
         (("a dog", "--passes", "4"), "'--passes'"),
         (("a dog", "--top-k", "-1", "--top-p", "0"), "'--top-k'"),

@@ -27,13 +27,16 @@ app = typer.Typer()
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What is to be seen.")],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(help="What is to be seen; each of several gets a row."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path(
         "generated.png"
     ),
     model: Model = "mini",
     grid: Annotated[
-        int, typer.Option(min=1, help="Pictures on the sheet, beside each other.")
+        int, typer.Option(min=1, help="Pictures of each prompt on the sheet.")
     ] = 1,
     seed: Annotated[
         int | None, typer.Option(help="Of the draws; a new one if not given.")
@@ -71,7 +74,7 @@ def generate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Draw a picture of what the words say.
+    """Draw pictures of what the words say.
 
     One seed gives the same picture every time on one machine.
     """
@@ -84,8 +87,8 @@ def generate(
             "--top-k and --top-p must be given equally often, once for each look, got "
             f"{len(top_k or ())} and {len(top_p or ())}"
         )
-    if not prompt.strip():
-        raise typer.BadParameter("the prompt must say something, it is empty")
+    if not all(prompt.strip() for prompt in prompts):
+        raise typer.BadParameter("a prompt must say something, one is empty")
 
     import torch
 
@@ -94,12 +97,12 @@ def generate(
     generator = torch.Generator()
     seed = generator.seed() % 2**32 if seed is None else seed
     drawer = load_model(model, device, "TokenFlowForGeneration")
-    _check_words(drawer, prompt, negative or "")
+    _check_words(drawer, *prompts, negative or "")
     looks = sampling.PASSES[passes] if passes else None
     if top_k and top_p:
         looks = [*zip(top_k, top_p, strict=True)]
     steps = drawer.stream(
-        prompt,
+        prompts,
         guidance_scale=guidance,
         refinement=looks,
         negative_prompt=negative,
@@ -113,13 +116,13 @@ def generate(
         note(f"failed: {error}")
         raise typer.Exit(1) from None
     if show_scales:
-        pictures = [after[row] for row in range(grid) for after in seen]
+        pictures = [after[row] for row in range(len(seen[-1])) for after in seen]
         columns = len(seen)
     else:
         pictures = drawer.image_tokenizer.decode(seen[-1])
-        columns = _columns(grid)
+        columns = grid if len(prompts) > 1 else _columns(grid)
     _write(sheet(pictures, columns), out)
-    facts = {"prompt": prompt, "model": model, "seed": seed, "pictures": grid}
+    facts = {"prompts": prompts, "model": model, "seed": seed, "pictures": grid}
     facts |= {"tokens": drawer.config.num_tokens, "output": str(out.resolve())}
     if as_json:
         say_json(facts)
