@@ -9,6 +9,7 @@ from PIL import Image
 import tokenflow
 from tokenflow import (
     TokenFlowConfig,
+    TokenFlowForGeneration,
     TokenFlowForUnderstanding,
     TokenFlowTokenizer,
 )
@@ -103,6 +104,32 @@ def test_anything_gets_an_answer():
     speaker = TokenFlowForUnderstanding.from_pretrained("mini", dtype=torch.float32)
     noise = Image.effect_noise((300, 200), 80).convert("RGB")
     assert speaker.answer(noise, "What is in the picture?", max_new_tokens=16)
+
+
+def test_the_small_painter_paints_as_its_card_says(emoji_font):
+    painter = TokenFlowForGeneration.from_pretrained("mini").eval()
+    usual = painter.config.sampling
+    scores = geneval.evaluate_generation(
+        painter,
+        geneval.tasks(12),
+        Detector.from_pretrained("mini"),
+        guidance=usual["guidance_scale"],
+        refinement=usual["refinement"],
+        images=1,
+    )
+    assert scores["mean"] > 0.35  # 51 % of 600
+    assert scores["single_object"] > 0.5  # 83 % of 100
+    folder = FOLDER.parent / "mini-generation"
+    assert (folder / "model.safetensors").stat().st_size < 10_000_000
+    assert "seed 0" in (folder / "README.md").read_text()
+
+
+def test_the_small_painter_reads_the_tokens_of_mini(mini):
+    painter = TokenFlowForGeneration.from_pretrained("mini")
+    assert painter.config.fingerprint == mini.fingerprint()
+    theirs = mini.state_dict()
+    for name, value in painter.image_tokenizer.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize("config", sorted(FOLDER.parent.glob("*/config.json")))

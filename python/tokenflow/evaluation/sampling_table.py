@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from tokenflow._files import writing
+from tokenflow.data.scenes.truth import CATEGORIES
 
 ENTRIES = 32768  # of the paper's book
 GUIDANCES = (0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0)
@@ -131,8 +132,8 @@ def _kept(
 
 def as_markdown(result: dict[str, Any]) -> str:
     """Return the result of `fill` as a table to read, in percent."""
-    names = [name for name in result["detector"]["true"] if name != "mean"]
-    names.append("mean")
+    known = result["detector"]["true"]
+    names = [name for name in (*CATEGORIES, "mean") if name in known]
     paper = any("published" in row for row in result["scores"])
     head = ["", *(name.replace("_", " ") for name in names)]
     lines = [head + ["paper"] * paper, ["---"] + ["--:"] * (len(names) + paper)]
