@@ -100,12 +100,13 @@ class _Sequence:
         self.cache = Cache(kept, order, room)
         self.mask = None if real.all() else real[order, None, None]
         self.known = 0  # image positions
+        self.places = model.places(self.width, self.width + room)
 
     def look(self, rows: Tensor, number: int) -> Tensor:
         """Run the next positions, of scale `number`: [B, n, C] → [R, n, width]."""
         start, end = self.known, self.known + rows.shape[1]
         x = self.model.embed_image(rows, number, start + 1)
-        places = self.width + torch.arange(start, end, device=rows.device)
+        places = self.places[:, self.width + start : self.width + end]
         seen = None if self.mask is None else F.pad(self.mask, (0, end), value=True)
         x = x.repeat(self.copies, 1, 1)
         return self.model.llama(x, places, seen, self.cache)
@@ -131,6 +132,6 @@ def _read_prompts(
     back = torch.ones(width - cut, width - cut, dtype=torch.bool, device=real.device)
     seen = (back.tril() & real[:, None])[:, None]
     kept: list[tuple[Tensor, Tensor]] = []
-    places = torch.arange(cut, width, device=prompts.device)
+    places = model.places(width, width)[:, cut:]
     out = model.llama(model.embed_prompt(prompts), places, seen, kept=kept)
     return out[:, -1], kept, real

@@ -203,7 +203,8 @@ class Llama(nn.Module):
 
         Args:
             x: [B, T, width].
-            positions: [T] or [B, T] int64, places in the sequence.
+            positions: [T] or [B, T] int64, places in the sequence; or [B or 1, T, 2]
+                float32, rows and columns, see `rotation`.
             seen: [B or 1, 1, T or 1, keys] bool, who may look at whom; all where None.
             cache: Keys before these, which those of x are written behind.
             kept: Takes keys and values of every layer.
@@ -211,7 +212,7 @@ class Llama(nn.Module):
         Returns:
             [B, T, width], normed.
         """
-        rotary = self._rotary[0](x, positions.view(-1, x.shape[1]))
+        rotary = self._turned(x, positions)
         mask = None
         if seen is not None:
             # added, and finite: who may look at nothing (padding) looks at everything
@@ -221,3 +222,13 @@ class Llama(nn.Module):
         for layer in self.layers:
             x = layer(x, rotary, mask, cache, kept)
         return self.norm(x)
+
+    def _turned(self, x: Tensor, positions: Tensor) -> Rotary:
+        """Return what turns queries and keys."""
+        usual = self._rotary[0]
+        if positions.ndim < 3:
+            return usual(x, positions.view(-1, x.shape[1]))
+        rates = usual.inv_freq[::2].to(positions)  # rows have as many pairs as columns
+        angles = (positions[..., None] * rates).flatten(2).repeat(1, 1, 2)
+        size = usual.attention_scaling
+        return (angles.cos() * size).to(x.dtype), (angles.sin() * size).to(x.dtype)

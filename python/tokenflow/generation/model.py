@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from tokenflow import checkpoint
 from tokenflow._transformers import ModelOutput, PreTrainedModel, register
-from tokenflow.generation import drawing, folders, inputs, memory, sampling
+from tokenflow.generation import (
+    drawing,
+    folders,
+    inputs,
+    memory,
+    rotation,
+    sampling,
+)
 from tokenflow.generation.config import TokenFlowGenerationConfig
 from tokenflow.generation.llama import Llama, LlamaConfig
 from tokenflow.generation.loss import cross_entropy, linear_cross_entropy
@@ -180,6 +187,11 @@ class TokenFlowForGeneration(PreTrainedModel):
             dim=1,
         )
 
+    def places(self, prompt: int, length: int) -> Tensor:
+        """Return where positions are; see `rotation.painted`."""
+        way = self.config.rotation
+        return rotation.painted(prompt, length, self.scales, way).to(self.device)
+
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Return logits of the entries alone: [B, n, width] → [B, n, K]."""
         return F.linear(hidden, self.head.weight[self.config.image_start :])
@@ -228,7 +240,7 @@ class TokenFlowForGeneration(PreTrainedModel):
         x = self.embed_sequence(prefix, indices, suffix)
         real = prefix != self.config.pad_id
         seen = inputs.attended(real, self.scales, tail=1 + suffix.shape[1])
-        places = torch.arange(x.shape[1], device=x.device)
+        places = self.places(prefix.shape[1], x.shape[1])
         hidden = self.llama(x, places, seen[:, None])
         first = prefix.shape[1] - 1
         told = hidden[:, first : first + indices.shape[1] + suffix.shape[1]]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenflow.generation import sampling
+from tokenflow.generation import rotation, sampling
 from tokenflow.generation.llama import Cache
 from tokenflow.tokenizer.model import Encoded
 from tokenflow.tokenizer.processing import Pictures
@@ -165,7 +165,8 @@ def say(
             return
         seen = F.pad(seen, (0, 1), value=True)
         x = model.embed(ids[:, None]) + model.levels[0]
-        last = model.llama(x, place + number, seen, cache)
+        where = rotation.numbered(place + number, model.config.rotation)
+        last = model.llama(x, where, seen, cache)
         cache.settle()
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenflow._transformers import register
+from tokenflow.generation import rotation
 from tokenflow.generation.model import (
     TokenFlowForGeneration,
     TokenFlowGenerationOutput,
@@ -146,7 +147,8 @@ class TokenFlowUnified(TokenFlowForGeneration):
         seen = attended(attention_mask.bool(), places, count)
         if position_ids is None:
             position_ids = positions(attention_mask)
-        return self.llama(x, position_ids, seen[:, None], kept=kept)
+        where = rotation.shown(position_ids, places, self.scales, self.config.rotation)
+        return self.llama(x, where, seen[:, None], kept=kept)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Return logits of the text ids alone: [..., width] → [..., image_start]."""
