@@ -49,7 +49,7 @@ def test_painting_is_timed_by_batch_and_looks(tmp_path):
     assert said.count("\n") == 2 + len(rows)
 
 
-def test_what_does_not_fit_is_left_out(tmp_path, monkeypatch):
+def test_what_does_not_fit_is_left_out(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     import gpu_generate
 
@@ -59,3 +59,10 @@ def test_what_does_not_fit_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     row = gpu_generate.measure(model, 2, 1, torch.device("cpu"))
     assert "2 pictures at once" in row["left_out"] and "ms_a_picture" not in row
+
+    def full(*args, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nAnd so on.")
+
+    monkeypatch.setattr(model, "generate", full)
+    row = gpu_generate.measure(model, 2, 1, torch.device("cpu"))
+    assert row == {"batch": 2, "looks": 1, "left_out": "CUDA out of memory."}

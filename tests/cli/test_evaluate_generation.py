@@ -65,6 +65,8 @@ def test_settings_are_the_rows_of_a_table(run, words, emoji_font):
     text = as_markdown(result)
     assert "| guidance 2, k/p 2/0.6 |" in text and "ceiling" in text
     assert "detector on true pictures" in text and "paper" not in text
+    columns = "|  | single object | two object | counting | colors | position |"
+    assert f"{columns} color attr | mean |" in text  # as GenEval has them
 
 
 def test_the_papers_table_is_one_command_and_goes_on(run, words, emoji_font):

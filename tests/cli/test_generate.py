@@ -81,7 +81,9 @@ def test_settings_reach_the_model(run, drawer):
 def test_each_prompt_has_a_row(run, drawer):
     words = ("generate", "a dog", "two cats", "-m", drawer, "--seed", "3")
     code, out, _ = run(*words, "--grid", "3", "--json")
-    assert code == 0 and json.loads(out)["prompts"] == ["a dog", "two cats"]
+    told = json.loads(out)
+    assert code == 0 and told["prompts"] == ["a dog", "two cats"]
+    assert told["pictures"] == 6
     model = TokenFlowForGeneration.from_pretrained(drawer)
     pictures = model.generate(
         ["a dog", "two cats"],

@@ -6,6 +6,7 @@ import torch
 from tiny_unified import model as unified_model
 
 from tokenflow.data.errors import BrokenPicture
+from tokenflow.generation.places import PLACES
 from tokenflow.training import talks
 from tokenflow.training.dialogues import Writer
 from tokenflow.training.run import RunConfig
@@ -120,8 +121,9 @@ def test_an_understanding_model_reads_each_as_if_alone(family, attention):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_a_unified_model_reads_each_as_if_alone():
-    model = unified_model()
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_unified_model_reads_each_as_if_alone(kind):
+    model = unified_model(places=kind)
     side = model.image_tokenizer.config.image_size
     writer = Writer(model.processor, 400)
     task = UnifiedTask.__new__(UnifiedTask)  # without what it learns from

@@ -13,8 +13,8 @@ from tokenflow import (
     TokenFlowUnified,
     TokenFlowUnifiedConfig,
 )
+from tokenflow.generation.places import PLACES
 from tokenflow.generation.prompts import prefix_ids, suffix_ids
-from tokenflow.generation.rotation import ROTATIONS
 from tokenflow.understanding.prompts import render, template, tokenized
 from tokenflow.unified.answering import say
 from tokenflow.unified.model import attended
@@ -76,9 +76,9 @@ def test_it_paints_what_a_generator_of_its_weights_paints(model):
 # answering
 
 
-@pytest.mark.parametrize("rotation", ROTATIONS)
-def test_words_one_by_one_are_those_of_reading_anew(rotation):
-    model, found = tiny.model(rotation=rotation), set()
+@pytest.mark.parametrize("kind", PLACES)
+def test_words_one_by_one_are_those_of_reading_anew(kind):
+    model, found = tiny.model(places=kind), set()
     for seed, question in enumerate(ASKED):
         indices = tokens_of(model, picture(seed))
         told = model.answer(None, question, indices=indices, **SHORT)
@@ -87,9 +87,9 @@ def test_words_one_by_one_are_those_of_reading_anew(rotation):
     assert len(found) == 3  # pictures and questions are heard
 
 
-@pytest.mark.parametrize("rotation", ROTATIONS)
-def test_a_padded_batch_is_each_of_its_questions(rotation):
-    model = tiny.model(rotation=rotation)
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_padded_batch_is_each_of_its_questions(kind):
+    model = tiny.model(places=kind)
     pictures = [picture(1), picture(2), picture(3), picture(4)]
     asked = [*ASKED[:2], "is <image> like <image>?"]
     single = [
@@ -103,9 +103,9 @@ def test_a_padded_batch_is_each_of_its_questions(rotation):
     assert blind[0] != single[0]
 
 
-@pytest.mark.parametrize("rotation", ROTATIONS)
-def test_padding_on_either_side_changes_no_state(rotation):
-    model = tiny.model(rotation=rotation)
+@pytest.mark.parametrize("kind", PLACES)
+def test_padding_on_either_side_changes_no_state(kind):
+    model = tiny.model(places=kind)
     processor, indices = model.processor, tokens_of(model, picture(1), picture(2))
     prompts = [processor.prompt(question) for question in ASKED[:2]]
     left = processor(None, prompts, indices=indices)

@@ -29,7 +29,7 @@ app = typer.Typer()
 def generate(
     prompts: Annotated[
         list[str],
-        typer.Argument(help="What is to be seen; each of several gets a row."),
+        typer.Argument(help="What is to be seen, in quotes; several get a row each."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path(
         "generated.png"
@@ -122,8 +122,9 @@ def generate(
         pictures = drawer.image_tokenizer.decode(seen[-1])
         columns = grid if len(prompts) > 1 else _columns(grid)
     _write(sheet(pictures, columns), out)
-    facts = {"prompts": prompts, "model": model, "seed": seed, "pictures": grid}
-    facts |= {"tokens": drawer.config.num_tokens, "output": str(out.resolve())}
+    facts = {"prompts": prompts, "model": model, "seed": seed}
+    facts |= {"pictures": len(seen[-1]), "tokens": drawer.config.num_tokens}
+    facts |= {"output": str(out.resolve())}
     if as_json:
         say_json(facts)
     else:

@@ -5,7 +5,7 @@ what the drawn picture shows, and `correct` compares the two by GenEval's rules.
 score is the mean of the six categories' accuracies. A score is worth what its detector
 is worth, so the detector's own accuracy on true pictures, and on prompts that are just
 not true of them, stands beside it, and so does what is left of true pictures once the
-tokenizer has redrawn them, which no generation model on it can pass.
+tokenizer has redrawn them: what a model would have that painted as they are.
 Source: GenEval, arXiv:2310.11513, and its published judge.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenflow._transformers import PreTrainedConfig
 from tokenflow.generation import sampling
-from tokenflow.generation.rotation import ROTATIONS
+from tokenflow.generation.places import PLACES
 from tokenflow.tokenizer.scales import as_pairs, token_counts
 
 _SAMPLING = {
@@ -78,9 +78,9 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
         embedded: Rows of the text embedding, image_start when None. The published
             model has rows for image ids too, which nothing reads.
         qk_norm_eps: Of the norms of queries and keys.
-        rotation: What queries and keys are turned by: "sequence", as published, or
-            "grid", places in the picture, with which a new model learns sooner; see
-            `generation.rotation`.
+        places: What queries and keys are turned by: "sequence", numbers of positions,
+            as published; or "grid", rows and columns in the picture, with which a new
+            model may learn sooner. See `generation.places`.
         branch: What the weights of the norms behind attention and MLP begin with; 1 as
             published. With less, a layer begins near what it was given, and a new model
             learns sooner.
@@ -109,7 +109,7 @@ class TokenFlowGenerationConfig(PreTrainedConfig):
     text_length: int = 32
     embedded: int | None = None
     qk_norm_eps: float = 1e-6
-    rotation: str = "sequence"
+    places: str = "sequence"
     branch: float = 1.0
     inputs: float = 1.0
     image_tokenizer: str | None = None
@@ -186,18 +186,18 @@ def _check(config: TokenFlowGenerationConfig) -> None:
     width, heads = (
         config.language[name] for name in ("hidden_size", "num_attention_heads")
     )
-    if config.rotation not in ROTATIONS:
+    if config.places not in PLACES:
         raise ValueError(
-            "TokenFlowGenerationConfig: rotation must be one of "
-            f"{list(ROTATIONS)}, got {config.rotation!r}"
+            f"TokenFlowGenerationConfig: places must be one of {list(PLACES)}, "
+            f"got {config.places!r}"
         )
     if width % heads:
         raise ValueError(
             "TokenFlowGenerationConfig: language['hidden_size'] must be a multiple of "
             f"its {heads} attention heads, got {width}"
         )
-    if config.rotation == "grid" and width // heads % 4:
+    if config.places == "grid" and width // heads % 4:
         raise ValueError(
-            "TokenFlowGenerationConfig: with rotation 'grid' a head's width must be a "
+            "TokenFlowGenerationConfig: with places 'grid' a head's width must be a "
             f"multiple of 4, pairs of rows and of columns, got {width // heads}"
         )

@@ -95,21 +95,21 @@ class _Sequence:
     ) -> None:
         self.model, self.copies, self.width = model, len(rows) // batch, rows.shape[1]
         prompts, order = rows.unique(dim=0, return_inverse=True)
-        last, kept, real = _read_prompts(model, prompts)
+        self.places = model.places(self.width, self.width + room)
+        last, kept, real = _read_prompts(model, prompts, self.places)
         self.last = last[order, None]  # [R, 1, width], what predicts the first token
         self.cache = Cache(kept, order, room)
         self.mask = None if real.all() else real[order, None, None]
         self.known = 0  # image positions
-        self.places = model.places(self.width, self.width + room)
 
     def look(self, rows: Tensor, number: int) -> Tensor:
         """Run the next positions, of scale `number`: [B, n, C] → [R, n, width]."""
         start, end = self.known, self.known + rows.shape[1]
         x = self.model.embed_image(rows, number, start + 1)
-        places = self.places[:, self.width + start : self.width + end]
+        where = self.places[:, self.width + start : self.width + end]
         seen = None if self.mask is None else F.pad(self.mask, (0, end), value=True)
         x = x.repeat(self.copies, 1, 1)
-        return self.model.llama(x, places, seen, self.cache)
+        return self.model.llama(x, where, seen, self.cache)
 
     def settle(self) -> None:
         """Go on behind the positions that were looked at."""
@@ -118,7 +118,7 @@ class _Sequence:
 
 
 def _read_prompts(
-    model: "TokenFlowForGeneration", prompts: Tensor
+    model: "TokenFlowForGeneration", prompts: Tensor, places: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
     """Run prompts [U, P]; return the last position's output, all keys, what is real.
 
@@ -132,6 +132,7 @@ def _read_prompts(
     back = torch.ones(width - cut, width - cut, dtype=torch.bool, device=real.device)
     seen = (back.tril() & real[:, None])[:, None]
     kept: list[tuple[Tensor, Tensor]] = []
-    places = model.places(width, width)[:, cut:]
-    out = model.llama(model.embed_prompt(prompts), places, seen, kept=kept)
+    out = model.llama(
+        model.embed_prompt(prompts), places[:, cut:width], seen, kept=kept
+    )
     return out[:, -1], kept, real

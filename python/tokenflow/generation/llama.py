@@ -194,7 +194,7 @@ class Llama(nn.Module):
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        where: Tensor,
         seen: Tensor | None = None,
         cache: Cache | None = None,
         kept: list[tuple[Tensor, Tensor]] | None = None,
@@ -203,8 +203,8 @@ class Llama(nn.Module):
 
         Args:
             x: [B, T, width].
-            positions: [T] or [B, T] int64, places in the sequence; or [B or 1, T, 2]
-                float32, rows and columns, see `rotation`.
+            where: [T] or [B, T] int64, numbers in the sequence; or [B or 1, T, 2]
+                float32, rows and columns; see `places`.
             seen: [B or 1, 1, T or 1, keys] bool, who may look at whom; all where None.
             cache: Keys before these, which those of x are written behind.
             kept: Takes keys and values of every layer.
@@ -212,7 +212,7 @@ class Llama(nn.Module):
         Returns:
             [B, T, width], normed.
         """
-        rotary = self._turned(x, positions)
+        rotary = self._turned(x, where)
         mask = None
         if seen is not None:
             # added, and finite: who may look at nothing (padding) looks at everything
@@ -223,12 +223,12 @@ class Llama(nn.Module):
             x = layer(x, rotary, mask, cache, kept)
         return self.norm(x)
 
-    def _turned(self, x: Tensor, positions: Tensor) -> Rotary:
+    def _turned(self, x: Tensor, where: Tensor) -> Rotary:
         """Return what turns queries and keys."""
         usual = self._rotary[0]
-        if positions.ndim < 3:
-            return usual(x, positions.view(-1, x.shape[1]))
-        rates = usual.inv_freq[::2].to(positions)  # rows have as many pairs as columns
-        angles = (positions[..., None] * rates).flatten(2).repeat(1, 1, 2)
+        if where.ndim < 3:
+            return usual(x, where.view(-1, x.shape[1]))
+        rates = usual.inv_freq[::2].to(where)  # rows have as many pairs as columns
+        angles = (where[..., None] * rates).flatten(2).repeat(1, 1, 2)
         size = usual.attention_scaling
         return (angles.cos() * size).to(x.dtype), (angles.sin() * size).to(x.dtype)

@@ -24,7 +24,7 @@ from tokenflow.generation import (
     folders,
     inputs,
     memory,
-    rotation,
+    places,
     sampling,
 )
 from tokenflow.generation.config import TokenFlowGenerationConfig
@@ -188,9 +188,9 @@ class TokenFlowForGeneration(PreTrainedModel):
         )
 
     def places(self, prompt: int, length: int) -> Tensor:
-        """Return where positions are; see `rotation.painted`."""
-        way = self.config.rotation
-        return rotation.painted(prompt, length, self.scales, way).to(self.device)
+        """Return where positions are; see `places.of_painting`."""
+        kind, device = self.config.places, self.embed.weight.device
+        return places.of_painting(prompt, length, self.scales, kind, device)
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Return logits of the entries alone: [B, n, width] → [B, n, K]."""
@@ -240,8 +240,8 @@ class TokenFlowForGeneration(PreTrainedModel):
         x = self.embed_sequence(prefix, indices, suffix)
         real = prefix != self.config.pad_id
         seen = inputs.attended(real, self.scales, tail=1 + suffix.shape[1])
-        places = self.places(prefix.shape[1], x.shape[1])
-        hidden = self.llama(x, places, seen[:, None])
+        where = self.places(prefix.shape[1], x.shape[1])
+        hidden = self.llama(x, where, seen[:, None])
         first = prefix.shape[1] - 1
         told = hidden[:, first : first + indices.shape[1] + suffix.shape[1]]
         ids, weights = self._targets(indices, suffix, near, shares)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenflow.generation import rotation, sampling
+from tokenflow.generation import places, sampling
 from tokenflow.generation.llama import Cache
 from tokenflow.tokenizer.model import Encoded
 from tokenflow.tokenizer.processing import Pictures
@@ -154,7 +154,7 @@ def say(
     last = model.read(**inputs, kept=kept)[:, -1:]
     cache = Cache(kept, torch.arange(len(real), device=real.device), most)
     ended = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    place, seen = real.sum(1, keepdim=True), real.bool()[:, None, None]
+    read, seen = real.sum(1, keepdim=True), real.bool()[:, None, None]
     for number in range(most):
         logits = model.text_logits(last[:, 0])
         logits[:, unsaid] = -torch.inf
@@ -165,7 +165,7 @@ def say(
             return
         seen = F.pad(seen, (0, 1), value=True)
         x = model.embed(ids[:, None]) + model.levels[0]
-        where = rotation.numbered(place + number, model.config.rotation)
+        where = places.of_words(read + number, model.config.places)
         last = model.llama(x, where, seen, cache)
         cache.settle()
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenflow._transformers import register
-from tokenflow.generation import rotation
+from tokenflow.generation import places
 from tokenflow.generation.model import (
     TokenFlowForGeneration,
     TokenFlowGenerationOutput,
@@ -132,22 +132,23 @@ class TokenFlowUnified(TokenFlowForGeneration):
                 "read: position_ids must be given with an attention_mask [B, T, T], "
                 "got none"
             )
-        places = input_ids == self.processor.image_token_id
+        pictured = input_ids == self.processor.image_token_id
         count = token_counts(self.scales)[-1]
         given = 0 if pictures is None else len(pictures)
-        if int(places.sum()) != given * count:
+        if int(pictured.sum()) != given * count:
             raise ValueError(
                 f"read: input_ids must have {count} places for each of {given} "
-                f"pictures, got {int(places.sum())}"
+                f"pictures, got {int(pictured.sum())}"
             )
-        x = self.embed(input_ids.masked_fill(places, 0)) + self.levels[0]
+        x = self.embed(input_ids.masked_fill(pictured, 0)) + self.levels[0]
         if pictures is not None and given:
             rows = self.embed_pictures(pictures).to(x.dtype)
-            x = x.masked_scatter(places[..., None].expand_as(x), rows)
-        seen = attended(attention_mask.bool(), places, count)
+            x = x.masked_scatter(pictured[..., None].expand_as(x), rows)
+        seen = attended(attention_mask.bool(), pictured, count)
         if position_ids is None:
             position_ids = positions(attention_mask)
-        where = rotation.shown(position_ids, places, self.scales, self.config.rotation)
+        kind = self.config.places
+        where = places.of_conversation(position_ids, pictured, self.scales, kind)
         return self.llama(x, where, seen[:, None], kept=kept)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ class TokenFlowUnified(TokenFlowForGeneration):
         return TokenFlowUnifiedOutput(**found)
 
 
-def attended(real: Tensor, places: Tensor, count: int) -> Tensor:
+def attended(real: Tensor, pictured: Tensor, count: int) -> Tensor:
     """Return which position of a conversation may look at which.
 
     Everything looks back at what is no padding; a picture's positions see each other.
@@ -225,7 +226,7 @@ def attended(real: Tensor, places: Tensor, count: int) -> Tensor:
     Args:
         real: [B, T] bool, false where a row is padded; or [B, T, T], false where one
             may not look back at the other.
-        places: [B, T] bool, true where pictures are, each `count` in a row.
+        pictured: [B, T] bool, true where pictures are, each `count` in a row.
         count: Positions of one picture.
 
     Returns:
@@ -234,8 +235,8 @@ def attended(real: Tensor, places: Tensor, count: int) -> Tensor:
     length = real.shape[1]
     back = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
     looked = real if real.ndim == 3 else real[:, None]
-    number = (places.long().cumsum(1) - 1) // count  # of each place's picture
-    both = places[:, :, None] & places[:, None]
+    number = (pictured.long().cumsum(1) - 1) // count  # of each one's picture
+    both = pictured[:, :, None] & pictured[:, None]
     return (back & looked) | (both & (number[:, :, None] == number[:, None]))
 
 
