@@ -111,7 +111,8 @@ def main():
             beside = f"{PAPER / took:.1f}" if batch == 1 else ""
             cells = f"{took:.1f} | {rate:.2f} | {beside}"
             print(f"| {batch} | {looks} | {cells} |", flush=True)
+    return not any("ms_a_picture" in row for row in rows)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
