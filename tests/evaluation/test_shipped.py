@@ -135,13 +135,10 @@ def test_the_small_painter_reads_the_tokens_of_mini(mini):
 
 @pytest.mark.parametrize("file", sorted(FOLDER.parent.glob("*/*.json")))
 def test_no_folder_of_whoever_trained_it_is_in_a_file(file):
-    values = [json.loads(file.read_text())]
-    while values:
-        one = values.pop()
-        if isinstance(one, dict | list):
-            values += one.values() if isinstance(one, dict) else one
-        elif isinstance(one, str):  # a token of a vocabulary may be a slash
-            assert not one.startswith("/") or "/" not in one[1:], one
+    told = json.loads(file.read_text())
+    if file.name == "tokenizer.json":
+        del told["model"]  # one of its tokens is a slash
+    assert '"/' not in json.dumps(told)
 
 
 def test_the_judge_of_pictures_may_judge(emoji_font):
