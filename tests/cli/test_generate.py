@@ -80,17 +80,17 @@ def test_settings_reach_the_model(run, drawer):
 
 def test_each_prompt_has_a_row(run, drawer):
     words = ("generate", "a dog", "two cats", "-m", drawer, "--seed", "3")
-    code, out, _ = run(*words, "--grid", "3", "--json")
+    code, out, _ = run(*words, "--grid", "4", "--json")
     told = json.loads(out)
     assert code == 0 and told["prompts"] == ["a dog", "two cats"]
-    assert told["pictures"] == 6
+    assert told["pictures"] == 8
     model = TokenFlowForGeneration.from_pretrained(drawer)
     pictures = model.generate(
         ["a dog", "two cats"],
         generator=torch.Generator().manual_seed(3),
-        num_images=3,
+        num_images=4,
     )
-    assert np.array_equal(pixels("generated.png"), np.array(sheet(pictures, 3)))
+    assert np.array_equal(pixels("generated.png"), np.array(sheet(pictures, 4)))
     assert run(*words, "--show-scales", "-o", "all.png").code == 0
     assert pixels("all.png").shape == (24 + GAP, 3 * 12 + 2 * GAP, 3)
 
