@@ -95,13 +95,31 @@ def float64_on_cpu(fallback: Callable[..., Any]) -> Callable[..., Any]:
     return moved
 
 
+_gradients: dict[Any, type[torch.autograd.Function]] = {}
+
+
 def autograd(
     op: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]
 ) -> None:
-    """Register the gradient of an op made by `define`."""
+    """Register the gradient of an op made by `define`.
+
+    Twice: with torch, for tracing and for whoever names the op in `torch.ops`, and as a
+    function that `call` takes at once. What torch makes of it takes arguments apart and
+    together again, which costs more than the gradient of a small map.
+    """
     torch.library.register_autograd(
         op, backward, setup_context=setup_context, lib=_library
     )
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            result = op(*args)
+        setup_context(ctx, args, result)
+        return result
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    name = op._schema.name.partition("::")[2]
+    _gradients[op] = type(name, (torch.autograd.Function,), methods)
 
 
 def no_second_gradient(op: Any, name: str, float64: str) -> None:
@@ -123,16 +141,18 @@ def no_second_gradient(op: Any, name: str, float64: str) -> None:
 
 
 def call(op: Any, *args: Any) -> Any:
-    """`op(*args)`, past the Python kernel of its gradient where none is asked for.
+    """`op(*args)`, past what torch made of its gradient.
 
-    That kernel costs as much as a small map. Function transforms and tracing see the
-    op as they expect it.
+    Function transforms and tracing see the op as they expect it. What has a derivative
+    of forward mode is refused, which torch would drop.
     """
     if (
         torch.compiler.is_compiling()
-        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return op(*args)
+    asked = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+    if asked or torch.autograd.forward_ad._current_level >= 0:
+        return _gradients[op].apply(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)

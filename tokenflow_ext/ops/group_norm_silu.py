@@ -211,7 +211,9 @@ def gradients(
     All arithmetic is float32 or wider; the normalised map is made again, not kept.
     """
     grad = grad.to(x.dtype).contiguous(memory_format=_layout.memory_format(x))
-    found = _group_norm_silu_backward(grad, x, weight, bias, num_groups, eps)
+    found = _library.call(
+        _group_norm_silu_backward, grad, x, weight, bias, num_groups, eps
+    )
     return found[0], found[1].to(weight.dtype), found[2].to(bias.dtype)
 
 

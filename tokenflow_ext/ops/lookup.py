@@ -180,8 +180,8 @@ def grad_of_books(
 
     `grad` is [N, Ds + Dp], `indices` is [N] int64.
     """
-    semantic, pixel = _lookup_backward(
-        grad, indices, semantic_book, pixel_book, normalize
+    semantic, pixel = _library.call(
+        _lookup_backward, grad, indices, semantic_book, pixel_book, normalize
     )
     return semantic.to(semantic_book.dtype), pixel.to(pixel_book.dtype)
 

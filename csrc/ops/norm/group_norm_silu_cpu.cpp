@@ -38,10 +38,11 @@ void affine_of(const GroupNormSilu& op, int64_t channel, int64_t channels,
         sum += at[0];
         squares += at[channels];
       }
+    const Moments moments =
+        group_moments(sum, squares, static_cast<double>(width * op.area), op.eps);
     for (int64_t c = first; c < first + width; ++c) {
       const Affine a =
-          group_affine(sum, squares, static_cast<double>(width * op.area), op.eps,
-                       op.weight[channel + c], op.bias[channel + c]);
+          channel_affine(moments, op.weight[channel + c], op.bias[channel + c]);
       affine[c] = a.center;
       affine[channels + c] = a.scale;
       affine[2 * channels + c] = a.shift;

@@ -54,12 +54,14 @@ Sums about_zero(double sum, double squares, double pivot, double count) {
 
 template <class T>
 float pivot_of(const T* x, int64_t count) {
+  VecF sum{};
   const int64_t run = count < kLanes ? count : kLanes;
-  float sum = 0.0f;
-  for (int64_t part = 0; part < 4; ++part)
-    for (int64_t i = 0; i < run; ++i)
-      sum += to_float(x[(count - run) * part / 3 + i]) / static_cast<float>(4 * run);
-  return sum;
+  for (int64_t part = 0; part < 4; ++part) {
+    const T* at = x + (count - run) * part / 3;
+    sum += 0.25f * (run == kLanes ? simd::load(at) : simd::load_part(at, run));
+  }
+  return static_cast<float>(total(low_half(sum) + high_half(sum)) /
+                            static_cast<double>(run));
 }
 
 template <class T>
@@ -73,10 +75,10 @@ Sums sums_of(const T* x, int64_t count) {
     squares += low_half(q) + high_half(q);
   };
   int64_t i = 0;
-  for (; i + kChains * kChain * kLanes <= count;) {
+  while (const int64_t left = (count - i) / (kChains * kLanes)) {
     VecF s[kChains] = {}, q[kChains] = {};
-#pragma GCC unroll 4
-    for (int step = 0; step < kChain; ++step, i += kChains * kLanes)
+    const int64_t end = i + (left < kChain ? left : kChain) * kChains * kLanes;
+    for (; i < end; i += kChains * kLanes)
 #pragma GCC unroll 4
       for (int c = 0; c < kChains; ++c) {
         const VecF d = simd::load(x + i + c * kLanes) - center;
@@ -140,11 +142,11 @@ void group(const GroupNormSilu& op, int64_t item, const T* x, T* y) {
   x += item * count;
   y += item * count;
   const Sums sums = sums_of(x, count);
+  const Moments moments =
+      group_moments(sums.sum, sums.squares, static_cast<double>(count), op.eps);
   for (int64_t c = width - 1; c >= 0; --c) {
     const int64_t channel = item % op.groups * width + c;
-    const Affine affine =
-        group_affine(sums.sum, sums.squares, static_cast<double>(count), op.eps,
-                     op.weight[channel], op.bias[channel]);
+    const Affine affine = channel_affine(moments, op.weight[channel], op.bias[channel]);
     apply_run(x + c * op.area, op.area, affine, y + c * op.area);
   }
 }
