@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 from squares import COLOURS, Squares
 
-from tokenflow import TokenFlowUnified
+from tokenflow import TokenFlowForGeneration, TokenFlowTokenizer, TokenFlowUnified
+from tokenflow.generation.config import TokenFlowGenerationConfig
 from tokenflow.training import generation as training
 from tokenflow.training.config import build, load, of_run, recipes
 from tokenflow.training.log import read
 from tokenflow.training.task import Moment
 from tokenflow.training.unified import UnifiedRecipe, UnifiedTask, train_unified
+from tokenflow.training.words import learn
 from tokenflow.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +86,65 @@ def test_a_run_is_a_model_that_paints_and_answers(recipe, tmp_path):
     (step, *_) = (e for e in read(tmp_path) if e["event"] == "step")
     assert step["loss"] == pytest.approx(step["painting"] + step["answering"], 1e-4)
     assert of_run(UnifiedRecipe, tmp_path) == recipe(run={"evaluate_every": 1})
+
+
+@pytest.fixture(scope="module")
+def painter(home):
+    """A generation model with words of its own."""
+    config = {name: value for name, value in tiny.MODEL.items() if name != "template"}
+    torch.manual_seed(3)
+    made = TokenFlowForGeneration(
+        TokenFlowGenerationConfig(**config, image_tokenizer=str(home / "eyes"))
+    )
+    made.text_tokenizer = learn(["a red square at the left"], 300)
+    made.attach(TokenFlowTokenizer.from_pretrained(home / "eyes"))
+    made.save_pretrained(home / "painter")
+    return home / "painter"
+
+
+def test_a_painter_gives_all_it_has_learned(recipe, painter):
+    given = TokenFlowForGeneration.from_pretrained(painter)
+    new = UnifiedTask(recipe(), World()).model
+    said = []
+    chosen = recipe(painter=str(painter))
+    model = UnifiedTask(chosen, World(), said.append).model
+    now, before, old = model.state_dict(), new.state_dict(), given.state_dict()
+    for name in old.keys() - {"embed.weight", "head.weight"}:
+        assert torch.equal(now[name], old[name]), name
+    assert torch.equal(now["head.weight"][400:], old["head.weight"][tiny.TEXT_IDS :])
+    assert torch.equal(now["head.weight"][:400], before["head.weight"][:400])
+    ours, theirs = (m.text_tokenizer.get_vocab() for m in (model, given))
+    for token, row in ours.items():
+        kept = now["embed.weight"][row]
+        if token in theirs:
+            assert torch.equal(kept, old["embed.weight"][theirs[token]]), token
+        else:
+            assert torch.equal(kept, before["embed.weight"][row]), token
+    assert any(ours[token] != theirs[token] for token in ours.keys() & theirs.keys())
+    assert f"tokens known to the painter: {len(ours.keys() & theirs.keys())}" in said
+    indices = torch.arange(21)[None]
+    prompts = [
+        m.text_tokenizer("<img>", return_tensors="pt").input_ids for m in (model, given)
+    ]
+    a, b = (
+        m.eval()(prompt, indices).logits[..., m.config.image_start :]
+        for m, prompt in zip((model, given), prompts, strict=True)
+    )
+    torch.testing.assert_close(a, b)
+
+
+def test_mistaken_painters_are_named(recipe, painter):
+    with pytest.raises(ValueError, match="painter must be empty where init is given"):
+        recipe(painter="x", init="y")
+    with pytest.raises(ValueError, match="near.head must be 0 where painter is given"):
+        recipe(painter="x", near={"head": 2.0})
+    wide = {**tiny.LANGUAGE, "hidden_size": 64}
+    other = recipe(
+        painter=str(painter),
+        model={**tiny.MODEL, "language": wide, "image_start": 400, "text_length": 30},
+    )
+    with pytest.raises(ValueError, match="painter must have the model's language"):
+        UnifiedTask(other, World())
 
 
 def test_one_vocabulary_holds_both_kinds_of_words_and_all_marks(recipe):

@@ -27,7 +27,7 @@ from tokenflow.training.generation import (
 from tokenflow.training.teacher import TeacherConfig
 from tokenflow.training.tokenizer import DiscriminatorConfig, TokenizerRecipe
 from tokenflow.training.understanding import UnderstandingConfig, UnderstandingRecipe
-from tokenflow.training.unified import AnswersConfig
+from tokenflow.training.unified import AnswersConfig, UnifiedRecipe
 from tokenflow.training.words import WordsConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
@@ -82,6 +82,7 @@ def sections():
         ("`words` of a generation recipe", WordsConfig),
         ("`near` of a generation recipe", NearConfig),
         ("`drawn` of a generation recipe", DrawnConfig),
+        ("of a unified recipe itself", UnifiedRecipe),
         ("`answers` of a unified recipe", AnswersConfig),
     ]
 
@@ -94,8 +95,8 @@ def tables():
     note += (
         "has `model`, `data`, `optimizer` and `run`, and so has an understanding one; "
         "a generation recipe has the tables' `data`, `optimizer` and `run`. A unified "
-        "recipe has what a generation recipe has, `answers`, and as `dialogues` the "
-        "`data` of an understanding one.\n"
+        "recipe has the sections of a generation recipe, `answers`, and as `dialogues` "
+        "the `data` of an understanding one.\n"
     )
     return "\n" + "\n".join([*parts, note]) + "\n"
 

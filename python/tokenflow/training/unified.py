@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenflow.generation.model import TokenFlowForGeneration
 from tokenflow.training.dialogues import (
     WORDS,
     DialogueConfig,
@@ -28,6 +29,7 @@ from tokenflow.training.dialogues import (
 from tokenflow.training.generation import GenerationRecipe, GenerationTask
 from tokenflow.training.log import Log
 from tokenflow.training.loop import train
+from tokenflow.training.painter import begin
 from tokenflow.training.task import Batch, Moment
 from tokenflow.training.words import MARKS
 from tokenflow.training.world import World
@@ -76,19 +78,35 @@ class UnifiedRecipe(GenerationRecipe):
         data: Pictures with captions; or a folder of their tokens, see `tokens`.
         near: What is made of entries being near each other.
         drawn: What is drawn to be looked at.
+        painter: A generation model to begin with, see `painter.begin`: a shipped name,
+            a folder or a hub id; empty for none.
         dialogues: Conversations about pictures.
         answers: How much of a step they are.
         optimizer: Of all of it.
         run: For how long, in what steps.
 
     Raises:
-        ValueError: There is no such preset.
+        ValueError: There is no such preset, or there are two models to begin with.
     """
 
     task: ClassVar[str] = "unified"
 
+    painter: str = ""
     dialogues: DialogueConfig = field(default_factory=DialogueConfig)
     answers: AnswersConfig = field(default_factory=AnswersConfig)
+
+    def __post_init__(self) -> None:  # noqa: D105
+        super().__post_init__()
+        if self.painter and self.init:
+            raise ValueError(
+                "train: painter must be empty where init is given, got "
+                f"{self.painter!r} and {self.init!r}"
+            )
+        if self.painter and self.near.head:
+            raise ValueError(
+                f"train: near.head must be 0 where painter is given, got "
+                f"{self.near.head}"
+            )
 
 
 class UnifiedTask(GenerationTask):
@@ -101,7 +119,8 @@ class UnifiedTask(GenerationTask):
 
     Raises:
         ValueError: The pictures have no captions, or the sizes do not fit.
-        OSError: There is no such tokenizer, or there are no such conversations.
+        OSError: There is no such tokenizer or painter, or there are no such
+            conversations.
     """
 
     kind = TokenFlowUnified
@@ -122,6 +141,11 @@ class UnifiedTask(GenerationTask):
                 f"times run.accumulate, got {recipe.answers.batch}"
             )
         super().__init__(recipe, world, say)
+        if recipe.painter:
+            painter = TokenFlowForGeneration.from_pretrained(
+                recipe.painter, image_tokenizer=self.model.image_tokenizer
+            )
+            say(f"tokens known to the painter: {begin(self.model, painter)}")
         found = open_sources(recipe.dialogues, self.size, recipe.run.seed)
         self.talks, self.questions = found
         self.writer = Writer(self.model.processor, recipe.answers.length)
