@@ -143,13 +143,21 @@ def no_second_gradient(op: Any, name: str, float64: str) -> None:
 def call(op: Any, *args: Any) -> Any:
     """`op(*args)`, past what torch made of its gradient.
 
-    Function transforms and tracing see the op as they expect it. What has a derivative
-    of forward mode is refused, which torch would drop.
+    Tracing, transforms and subclasses of tensors see the op as they expect it.
+
+    Raises:
+        NotImplementedError: A derivative of forward mode is asked for, which torch
+            would drop.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
+    functorch = torch._C._functorch
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return op(*args)
+    if functorch.peek_interpreter_stack() is not None:
+        forward_mode = functorch.TransformType.Jvp
+        if any(f.key() == forward_mode for f in functorch.get_interpreter_stack()):
+            raise NotImplementedError(f"{op}: has no derivative of forward mode")
+        return op(*args)
+    if torch.overrides.has_torch_function(args):
         return op(*args)
     asked = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
     if asked or torch.autograd.forward_ad._current_level >= 0:

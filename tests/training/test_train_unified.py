@@ -133,18 +133,31 @@ def test_a_painter_gives_all_it_has_learned(recipe, painter):
     torch.testing.assert_close(a, b)
 
 
-def test_mistaken_painters_are_named(recipe, painter):
+def test_mistaken_painters_are_named(recipe, painter, tmp_path):
     with pytest.raises(ValueError, match="painter must be empty where init is given"):
         recipe(painter="x", init="y")
     with pytest.raises(ValueError, match="near.head must be 0 where painter is given"):
         recipe(painter="x", near={"head": 2.0})
+    sizes = {**tiny.MODEL, "image_start": 400, "text_length": 30}
     wide = {**tiny.LANGUAGE, "hidden_size": 64}
-    other = recipe(
-        painter=str(painter),
-        model={**tiny.MODEL, "language": wide, "image_start": 400, "text_length": 30},
+    for changes, name in (
+        ({"language": wide}, "language"),
+        ({"places": "grid"}, "places"),
+        ({"qk_norm_eps": 1e-3}, "qk_norm_eps"),
+    ):
+        other = recipe(painter=str(painter), model={**sizes, **changes})
+        with pytest.raises(ValueError, match=f"painter must have the model's {name}"):
+            UnifiedTask(other, World())
+    pairs = recipe(
+        painter=str(painter), model={**sizes, "scales": [[n, n] for n in tiny.SCALES]}
     )
-    with pytest.raises(ValueError, match="painter must have the model's language"):
-        UnifiedTask(other, World())
+    assert UnifiedTask(pairs, World()).model.scales == ((1, 1), (2, 2), (4, 4))
+    silent = tmp_path / "silent"
+    given = TokenFlowForGeneration.from_pretrained(painter)
+    given.text_tokenizer = None
+    given.save_pretrained(silent)
+    with pytest.raises(ValueError, match="painter must have a text tokenizer"):
+        UnifiedTask(recipe(painter=str(silent)), World())
 
 
 def test_one_vocabulary_holds_both_kinds_of_words_and_all_marks(recipe):

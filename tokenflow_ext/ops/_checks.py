@@ -26,13 +26,16 @@ def floating(op: str, **tensors: Tensor | None) -> None:
 
 def same_device(op: str, **tensors: Tensor | None) -> None:
     """Every given tensor must live where the first one does."""
-    given = {name: t for name, t in tensors.items() if t is not None}
-    first = next(iter(given))
-    for name, tensor in given.items():
-        if tensor.device != given[first].device:
+    first = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first, device = name, tensor.device
+        elif tensor.device != device:
             raise ValueError(
-                f"{op}: {name} must be on the device of {first} "
-                f"({given[first].device}), got {tensor.device}"
+                f"{op}: {name} must be on the device of {first} ({device}), "
+                f"got {tensor.device}"
             )
 
 

@@ -6,9 +6,10 @@ Algorithm  One pass adds x and x², one pass applies the affine map and SiLU. A
            contiguous group is one run of memory; its second pass goes backwards, so
            that it begins with what the first left in cache.
 Numerics   What is added is x − pivot, a mean of a few samples, so that squares stay
-           near the variance: float32 chains of kChain terms, whose sum goes on in
-           float64. A chain errs by (kChain + 4) · 2⁻²⁴ of its magnitudes at most, and
-           chains err independently. Squares beyond 1e38 overflow. SiLU: simd_silu.h.
+           near the variance: float32 chains of at most kChain terms, whose sum goes on
+           in float64. A chain errs by (kChain + 4) · 2⁻²⁴ of its magnitudes at most,
+           and chains err independently. Squares beyond 1e38 overflow. SiLU:
+           simd_silu.h.
 */
 #include "common/simd_maps.h"
 #include "common/simd_silu.h"

@@ -218,6 +218,7 @@ class GenerationTask(Task):
             model.text_tokenizer = self._words(model.config)
             say(f"vocabulary: {len(model.text_tokenizer)} tokens")
         model.config.pad_id = _pad_of(model)
+        self.begin(model, say)
         self.model = model.to(world.device).train()
         self.suffix = prompts.suffix_ids(model.text_tokenizer).to(world.device)
         self.parts: dict[str, nn.Module] = {"model": self.model}
@@ -236,6 +237,9 @@ class GenerationTask(Task):
                 )
             return found
         return learn(self.texts(), config.image_start, self.marks)
+
+    def begin(self, model: TokenFlowForGeneration, say: Callable[[str], None]) -> None:
+        """Give a model, on the CPU with both tokenizers, what it begins with."""
 
     def texts(self) -> Iterator[str]:
         """Yield what a vocabulary is learned from."""

@@ -2,8 +2,8 @@
 
 The weights of the two are the same but for the rows of words: a unified model has a
 vocabulary for conversations too. A token that both know keeps its row of the embedding,
-whatever its id. The rows of others, and those of the head that say words, which a
-painter never does, stay as they are.
+whatever its id. The rows of others stay as they are, and so do the head's below
+`image_start`: a painter says there that a picture ends, and nothing else.
 """
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from tokenflow.generation.model import TokenFlowForGeneration
 from tokenflow.unified.model import TokenFlowUnified
 
-SIZES = ("language", "scales", "codebook_size", "code_width")
+ALIKE = ("language", "codebook_size", "code_width", "places", "qk_norm_eps")
 READ, SAID = "embed.weight", "head.weight"
 
 
@@ -23,20 +23,22 @@ def begin(model: TokenFlowUnified, painter: TokenFlowForGeneration) -> int:
         How many tokens both know.
 
     Raises:
-        ValueError: They differ in more than words.
+        ValueError: They differ in more than words, or the painter has none.
     """
-    its, sizes = painter.config, model.config
-    for name in SIZES:
-        if getattr(its, name) != getattr(sizes, name):
+    if painter.text_tokenizer is None:
+        raise ValueError("train: painter must have a text tokenizer, this one has none")
+    its, ours = painter.config, model.config
+    kinds = [(name, getattr(its, name), getattr(ours, name)) for name in ALIKE]
+    for name, theirs, wanted in (*kinds, ("scales", painter.scales, model.scales)):
+        if theirs != wanted:
             raise ValueError(
-                f"train: painter must have the model's {name}, "
-                f"{getattr(sizes, name)}, got {getattr(its, name)}"
+                f"train: painter must have the model's {name}, {wanted}, got {theirs}"
             )
     weights = painter.state_dict()
     begun = model.state_dict()  # the model's own memory
     for name in begun.keys() - {READ, SAID}:
         begun[name].copy_(weights[name])
-    begun[SAID][sizes.image_start :] = weights[SAID][its.image_start :]
+    begun[SAID][ours.image_start :] = weights[SAID][its.image_start :]
     known = painter.text_tokenizer.get_vocab()
     shared = {
         number: known[token]

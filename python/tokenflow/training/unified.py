@@ -86,7 +86,8 @@ class UnifiedRecipe(GenerationRecipe):
         run: For how long, in what steps.
 
     Raises:
-        ValueError: There is no such preset, or there are two models to begin with.
+        ValueError: There is no such preset, there are two models to begin with, or
+            near.head is set and there is one.
     """
 
     task: ClassVar[str] = "unified"
@@ -141,15 +142,19 @@ class UnifiedTask(GenerationTask):
                 f"times run.accumulate, got {recipe.answers.batch}"
             )
         super().__init__(recipe, world, say)
-        if recipe.painter:
-            painter = TokenFlowForGeneration.from_pretrained(
-                recipe.painter, image_tokenizer=self.model.image_tokenizer
-            )
-            say(f"tokens known to the painter: {begin(self.model, painter)}")
         found = open_sources(recipe.dialogues, self.size, recipe.run.seed)
         self.talks, self.questions = found
         self.writer = Writer(self.model.processor, recipe.answers.length)
         self._learned = torch.ones((), device=world.device)
+
+    def begin(self, model: TokenFlowForGeneration, say: Callable[[str], None]) -> None:
+        """Give a model what the painter has learned, if there is one."""
+        if name := self.recipe.painter:
+            tokenizer = model.image_tokenizer
+            painter = TokenFlowForGeneration.from_pretrained(
+                name, image_tokenizer=tokenizer
+            )
+            say(f"tokens known to the painter: {begin(model, painter)}")
 
     def texts(self) -> Iterator[str]:
         """Yield captions and conversations, to learn a vocabulary from."""
