@@ -88,15 +88,17 @@ test-slow: build font
 	$(PY) -m pytest -m slow
 
 # The models that ship, into runs/: a teacher, the tokenizer, which learns from it, what
-# answers, the judge of painted pictures and what paints.
+# answers, the judge of painted pictures, what paints and, begun with the one of those
+# that ships, what does both.
 mini: build font
 	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train teacher mini --resume auto
 	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train tokenizer mini --resume auto \
 	  --set teacher.source=runs/teacher-mini/model
 	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train understanding mini --resume auto
 	$(VENV)/bin/tokenflow train detector scenes --resume auto
-	OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train generation mini --resume auto \
-	  --set run.compile=true --set model.attn_implementation=eager
+	for task in generation unified; do OMP_NUM_THREADS=1 $(TORCHRUN) -m tokenflow train \
+	  $$task mini --resume auto --set run.compile=true \
+	  --set model.attn_implementation=eager || exit 1; done
 
 bench: build
 	$(VENV)/bin/tokenflow bench $(BENCH)

@@ -13,6 +13,7 @@ from tokenflow import (
     TokenFlowForGeneration,
     TokenFlowForUnderstanding,
     TokenFlowTokenizer,
+    TokenFlowUnified,
 )
 from tokenflow.data.scenes import Scenes
 from tokenflow.evaluation import geneval, pictures
@@ -107,22 +108,38 @@ def test_anything_gets_an_answer():
     assert speaker.answer(noise, "What is in the picture?", max_new_tokens=16)
 
 
-def test_the_small_painter_paints_as_its_card_says(emoji_font):
-    painter = TokenFlowForGeneration.from_pretrained("mini").eval()
-    usual = painter.config.sampling
-    scores = geneval.evaluate_generation(
-        painter,
+def painted(model):
+    """GenEval's scores of 12 prompts a category, drawn as the model's config says."""
+    usual = model.config.sampling
+    return geneval.evaluate_generation(
+        model,
         geneval.tasks(12),
         Detector.from_pretrained("mini"),
         guidance=usual["guidance_scale"],
         refinement=usual["refinement"],
         images=1,
     )
+
+
+def test_the_small_painter_paints_as_its_card_says(emoji_font):
+    scores = painted(TokenFlowForGeneration.from_pretrained("mini").eval())
     assert scores["mean"] > 0.35  # 51 % of 600
     assert scores["single_object"] > 0.5  # 83 % of 100
     folder = FOLDER.parent / "mini-generation"
     assert (folder / "model.safetensors").stat().st_size < 10_000_000
     assert "seed 0" in (folder / "README.md").read_text()
+
+
+def test_the_small_model_for_both_does_both_as_its_card_says(emoji_font, mini):
+    model = TokenFlowUnified.from_pretrained("mini", dtype=torch.float32).eval()
+    assert model.config.fingerprint == mini.fingerprint()
+    assert painted(model)["mean"] > 0.35  # 48 % of 2400
+    result = evaluate_scenes(model, 200)
+    assert result["all"]["exact"] > 0.9  # 95.8 % of 2000
+    assert result["all"]["blind"] < 0.5
+    folder = FOLDER.parent / "mini-unified"
+    assert (folder / "model.safetensors").stat().st_size < 8_000_000
+    assert "seed 1" in (folder / "README.md").read_text()
 
 
 def test_the_small_painter_reads_the_tokens_of_mini(mini):
