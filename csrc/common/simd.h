@@ -56,6 +56,18 @@ inline VecI32 load(const int32_t* p) {
 }
 inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
 
+// The first `count` of a vector; the other lanes are 0.
+inline VecF load_part(const float* p, int64_t count) {
+  if (count >= kFloats) return load(p);
+#if defined(__AVX512F__)
+  return (VecF)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+#else
+  VecF v{};
+  std::memcpy(&v, p, count * sizeof(float));
+  return v;
+#endif
+}
+
 inline VecD load_as_double(const float* p) {
 #if defined(__AVX512F__)
   return (VecD)_mm512_cvtps_pd(_mm256_loadu_ps(p));
@@ -107,16 +119,23 @@ inline VecF max(VecF a, VecF b) {
 #endif
 }
 
-// Pairwise, so that no maximum waits for more than a few others.
-template <int N, class V, class Max>
-[[gnu::always_inline]] inline V largest_of(const V (&v)[N], Max max) {
+// Nearest integers of |x| < 2²², as floats; halves to the even one.
+inline VecF nearest(VecF x) {
+  const VecF magic = broadcast(12582912.0f);  // 1.5 · 2²³
+  return (x + magic) - magic;
+}
+
+// All of them by one operation, pairwise, so that none waits for more than a few
+// others.
+template <int N, class V, class Op>
+[[gnu::always_inline]] inline V reduce(const V (&v)[N], Op op) {
   if constexpr (N == 1) {
     return v[0];
   } else {
     V half[(N + 1) / 2];
-    unroll<N / 2>([&](auto i) { half[i] = max(v[2 * i], v[2 * i + 1]); });
+    unroll<N / 2>([&](auto i) { half[i] = op(v[2 * i], v[2 * i + 1]); });
     if constexpr (N % 2) half[N / 2] = v[N - 1];
-    return largest_of(half, max);
+    return reduce(half, op);
   }
 }
 

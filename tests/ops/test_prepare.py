@@ -29,6 +29,23 @@ def test_kernel_and_fallback_agree_bit_for_bit(normalize, dtype, device):
             assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("widths", [(1, 0), (5, 3), (16, 8), (32, 8), (40, 0)], ids=str)
+@pytest.mark.parametrize("k", [1, 31, 33, 700])
+def test_every_instruction_set_gives_the_bits_of_the_fallback(
+    k, widths, normalize, isa
+):
+    g = torch.Generator().manual_seed(k)
+    semantic, pixel = (torch.randn(k, d, generator=g) * 10 for d in widths)
+    semantic[k // 3] = 0
+    if k > 600:  # some tiles have an entry that is not finite, most have none
+        semantic[40, -1], semantic[650, 0] = torch.nan, 3e38
+    pair = (semantic, pixel if widths[1] else None)
+    found = room._prepare(*pair, normalize)
+    for ours, expected in zip(found, room._fallback(*pair, normalize), strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_rows_are_the_normalised_halves_side_by_side(device):
     books = [book.to(device) for book in make_books()]
     handle = tfx.prepare(*books)
@@ -67,6 +84,35 @@ def test_what_is_packed_is_a_byte_per_element_and_an_entry_s_sums():
     assert first.tolist() == [127, -1, 2, 0, 1, 0, 0, 0]
     assert words[:, 1].contiguous().view(torch.int8).tolist() == [-3] + 7 * [0]
     assert bias.tolist() == [-128 * 129, -128 * -3] + 10 * [0]
+
+
+@pytest.mark.parametrize("widths", [(1, 0), (5, 2), (16, 8), (32, 8), (1000, 24)])
+@pytest.mark.parametrize("k", [1, 13, 100])
+def test_bytes_are_the_nearest_and_their_norms_bound_what_they_miss(k, widths, isa):
+    g = torch.Generator().manual_seed(k)
+    books = [torch.randn(k, d, generator=g) * 3 for d in widths if d]
+    handle = tfx.prepare(*books, normalize=False)
+    header = handle.packed[:64]
+    scales, bounds = header[:8].view(torch.float32), header[8:32].view(torch.float64)
+    by = torch.cat([scales[i].repeat(d) for i, d in enumerate(widths)]).double()
+    scaled = torch.nn.functional.pad(handle.rows.double() * by, (0, -sum(widths) % 4))
+    quads, tiles = scaled.shape[1] // 4, -(-k // 12)
+    ints = handle.packed[64:].view(torch.int32)
+    words, biases, bias = ints.split([tiles * quads * 12, tiles * 12, tiles * 12])
+    words = words.view(tiles, quads, 12).transpose(1, 2).flatten()
+    bytes_ = words.view(torch.int8).view(tiles * 12, 4 * quads)
+    assert not bytes_[k:].any()
+    bytes_ = bytes_[:k].double()
+    rest = scaled - bytes_
+    assert rest.abs().max() <= 0.5 + 1e-4
+    assert bytes_.abs().max() == 127
+    true = [m.norm(dim=1).max().item() for m in (scaled, rest, bytes_)]
+    for bound, norm in zip(bounds.tolist(), true, strict=True):
+        assert norm * (1 - 1e-12) <= bound <= norm * (1 + 1e-3) + 1e-4
+    assert bias[:k].tolist() == (-128 * bytes_.sum(1)).tolist()
+    lower, upper = bytes_.view(k, quads, 2, 2).sum((1, 3)).unbind(1)
+    halves = torch.stack([lower, upper], 1).mul(-64).to(torch.int16)
+    assert torch.equal(biases[:k].view(torch.int16).view(k, 2), halves)
 
 
 def test_a_pack_of_other_books_is_refused(device):

@@ -19,79 +19,19 @@ Numerics   Sums of exact products in float64; in lookup in order, and quotient()
 #include <cmath>
 
 #include "common/numerics.h"
-#include "common/simd_double.h"
+#include "common/simd_rows.h"
 #include "ops/lookup/lookup.h"
 
 namespace tokenflow::TFX_ISA {
 namespace {
 
+using simd::for_vectors;
 using simd::kDoubles;
+using simd::kTile;
 using simd::VecD;
-
-constexpr int kTile = 32;  // rows
-constexpr int kGroups = kTile / kDoubles;
-
-// One half of the rows of a tile.
-struct HalfTile {
-  const float* rows[kTile];
-  double norm[kTile], inverse[kTile];
-};
-
-// Steps over a row: known to the compiler where all vectors are whole and few.
-template <int kVectors, class Body>
-inline void for_vectors(int64_t width, const Body& body) {
-  if constexpr (kVectors > 0) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) body(v * kDoubles, kDoubles);
-  } else {
-    for (int64_t d = 0; d < width; d += kDoubles) body(d, width - d);
-  }
-}
 
 inline void fetch(const float* row, int64_t width) {
   for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d);
-}
-
-// Writes norm and inverse; is every norm finite?
-template <int kVectors>
-inline bool measure(HalfTile& tile, int64_t width) {
-  VecD sum[kGroups] = {};
-  for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
-#pragma GCC unroll 16
-    for (int g = 0; g < kGroups; ++g) {
-      VecD v[kDoubles];
-#pragma GCC unroll 8
-      for (int lane = 0; lane < kDoubles; ++lane)
-        v[lane] = simd::load_part_as_double(tile.rows[g * kDoubles + lane] + d, left);
-      simd::transpose(v);
-#pragma GCC unroll 8
-      for (int j = 0; j < kDoubles; ++j)
-        sum[g] = simd::multiply_add(v[j], v[j], sum[g]);
-    }
-  });
-  const VecD least = simd::broadcast(1e-12);
-  VecD spread{};  // 0, or NaN where a norm is not finite
-#pragma GCC unroll 16
-  for (int g = 0; g < kGroups; ++g) {
-    VecD norm = simd::square_root(sum[g]);
-    norm = norm < least ? least : norm;
-    spread += norm - norm;
-    simd::store(tile.norm + g * kDoubles, norm);
-    simd::store(tile.inverse + g * kDoubles, 1.0 / norm);
-  }
-  bool finite = true;
-  for (int lane = 0; lane < kDoubles; ++lane) finite = finite && spread[lane] == 0.0;
-  return finite;
-}
-
-template <int kVectors>
-inline void divide_half(const HalfTile& tile, int row, int64_t width, float* out) {
-  const VecD norm = simd::broadcast(tile.norm[row]);
-  const VecD inverse = simd::broadcast(tile.inverse[row]);
-  for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
-    const VecD x = simd::load_part_as_double(tile.rows[row] + d, left);
-    simd::store_part_as_float(out + d, simd::quotient(x, norm, inverse), left);
-  });
 }
 
 // kSemantic, kPixel: vectors of a half; 0 where that is not known here.
@@ -100,7 +40,7 @@ void write_rows(const int64_t* indices, int64_t n, const Books& books,
                 const float* zeros, float* rows) {
   const int64_t ds = kSemantic ? kSemantic * kDoubles : books.semantic_width;
   const int64_t dp = kPixel ? kPixel * kDoubles : books.pixel_width;
-  HalfTile semantic, pixel;
+  simd::RowTile semantic, pixel;
   for (int64_t first = 0; first < n; first += kTile) {
     for (int64_t i = first + kTile; i < std::min(n, first + 2 * kTile); ++i)
       if (is_inside(indices[i], books.k)) {
@@ -120,10 +60,11 @@ void write_rows(const int64_t* indices, int64_t n, const Books& books,
         std::memcpy(out, semantic.rows[row], ds * sizeof(float));
         std::memcpy(out + ds, pixel.rows[row], dp * sizeof(float));
       }
-    } else if (measure<kSemantic>(semantic, ds) & measure<kPixel>(pixel, dp)) {
+    } else if (simd::measure<kSemantic>(semantic, ds) &
+               simd::measure<kPixel>(pixel, dp)) {
       for (int row = 0; row < count; ++row, out += ds + dp) {
-        divide_half<kSemantic>(semantic, row, ds, out);
-        divide_half<kPixel>(pixel, row, dp, out + ds);
+        simd::divide_row<kSemantic>(semantic, row, ds, out);
+        simd::divide_row<kPixel>(pixel, row, dp, out + ds);
       }
     } else {
       for (int row = 0; row < count; ++row, out += ds + dp) {

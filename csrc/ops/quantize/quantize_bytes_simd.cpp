@@ -107,12 +107,6 @@ constexpr int kLevel = 1, kZero = 0, kTimes = 1;
   return __builtin_convertvector(v, VecF);
 }
 
-// Nearest integers of |x| < 2²², as floats.
-[[gnu::always_inline]] inline VecF nearest(VecF x) {
-  const VecF magic = simd::broadcast(12582912.0f);  // 1.5 · 2²³
-  return (x + magic) - magic;
-}
-
 #if defined(__AVX2__)
 
 constexpr int kChains = 4;  // sums that do not wait for each other
@@ -211,10 +205,10 @@ struct Scores {
       simd::unroll<kEntries>([&](auto i) {
         scores[i] = to_float(sums[v][i]) + unit[v] * simd::broadcast(start[i]);
       });
-      return simd::largest_of(scores, [](VecF a, VecF b) { return simd::max(a, b); });
+      return simd::reduce(scores, [](VecF a, VecF b) { return simd::max(a, b); });
     } else {
       return to_float(
-          simd::largest_of(sums[v], [](VecI32 a, VecI32 b) { return largest(a, b); }));
+          simd::reduce(sums[v], [](VecI32 a, VecI32 b) { return largest(a, b); }));
     }
   }
 };
@@ -334,7 +328,7 @@ void load_panel_bytes(const PreparedBook& book, const ByteBook& bytes,
     for (int64_t d = 0; d < width; ++d) {
       const VecF query = simd::load(panel.query + d * kLanes + lane);
       const VecF by = simd::load(scale[d >= widths[0]] + lane);
-      const VecF rounded = nearest(query * by);
+      const VecF rounded = simd::nearest(query * by);
       int32_t* to = panel.words + d / 4 * kLanes + lane;
       VecI32 word;
       std::memcpy(&word, to, sizeof word);
@@ -388,40 +382,6 @@ int64_t sweep_panel_bytes(const Entries& entries, const ByteBook& bytes,
 #else
   return first;
 #endif
-}
-
-ByteNorms pack_tiles(const float* rows, int64_t k, int64_t semantic_width,
-                     int64_t width, const ByteBook& to, int64_t first, int64_t last) {
-  ByteNorms most;
-  const int64_t quads = (width + 3) / 4;
-  for (int64_t t = first; t < last; ++t)
-    for (int64_t e = 0; e < kByteTile; ++e) {
-      int8_t bytes[kMaxByteWidth];
-      std::memset(bytes, 0, 4 * quads);
-      const int64_t entry = t * kByteTile + e;
-      double norm = 0.0, residual = 0.0, byte_norm = 0.0;
-      int32_t sums[2] = {};
-      for (int64_t d = 0; d < width && entry < k; ++d) {
-        const double scaled = static_cast<double>(rows[entry * width + d]) *
-                              to.scale[d >= semantic_width];
-        const double byte = std::nearbyint(scaled);
-        bytes[d] = static_cast<int8_t>(byte);
-        norm += scaled * scaled;
-        residual += (scaled - byte) * (scaled - byte);
-        byte_norm += byte * byte;
-        sums[d / 2 % 2] += bytes[d];
-      }
-      most = {std::max(most.row, std::sqrt(norm)),
-              std::max(most.residual, std::sqrt(residual)),
-              std::max(most.bytes, std::sqrt(byte_norm))};
-      for (int64_t q = 0; q < quads; ++q)
-        std::memcpy(to.words + (t * quads + q) * kByteTile + e, bytes + 4 * q, 4);
-      to.bias[entry] = -128 * (sums[0] + sums[1]);
-      const int16_t biases[2] = {static_cast<int16_t>(-64 * sums[0]),
-                                 static_cast<int16_t>(-64 * sums[1])};
-      std::memcpy(to.biases + entry, biases, sizeof biases);
-    }
-  return most;
 }
 
 }  // namespace tokenflow::TFX_ISA

@@ -1,5 +1,5 @@
 /*
-quantize, prepare and pack, CPU: everything around the sweeps of quantize_simd.cpp and
+quantize, CPU: everything around the sweeps of quantize_simd.cpp and
 quantize_bytes_simd.cpp.
 
 Work       Queries are read into panels of lanes. A thread carries a group of panels
@@ -35,71 +35,6 @@ constexpr int64_t kSuspectsPerTile = 2;  // per panel
 // Tiles at the front of a book of which the best scores are known before any entry is
 // looked at.
 constexpr int64_t kFirstTiles = 128;
-
-struct EntrySquares {
-  double row = 0.0, semantic = 0.0, pixel = 0.0;
-  void include(const EntrySquares& other) {
-    row = std::max(row, other.row);
-    semantic = std::max(semantic, other.semantic);
-    pixel = std::max(pixel, other.pixel);
-  }
-};
-
-EntrySquares write_entry(const float* semantic, int64_t semantic_width,
-                         const float* pixel, int64_t pixel_width, bool normalize,
-                         float* row, double* squares) {
-  const int64_t width = semantic_width + pixel_width;
-  const double s = write_half(semantic, semantic_width, normalize, row);
-  const double p = write_half(pixel, pixel_width, normalize, row + semantic_width);
-  if (!is_finite(s) || !is_finite(p)) {  // such an entry never wins
-    std::fill(row, row + width, 0.0f);
-    squares[0] = std::numeric_limits<double>::infinity();
-    squares[1] = 0.0;
-    return {};
-  }
-  squares[0] = normalize ? 0.0 : s;
-  squares[1] = normalize ? 0.0 : p;
-  return {sum_of_squares(row, width), squares[0], squares[1]};
-}
-
-// --- packed memory: a header, then words and biases of all tiles, bias last ---
-
-struct ByteHeader {
-  float scale[2];
-  ByteNorms norms;
-};
-constexpr int64_t kHeaderBytes = 64;
-static_assert(sizeof(ByteHeader) <= kHeaderBytes);
-
-int64_t byte_tiles(int64_t k) { return (k + kByteTile - 1) / kByteTile; }
-
-ByteBook byte_book(const void* packed, int64_t k, int64_t width) {
-  ByteHeader header;
-  std::memcpy(&header, packed, sizeof header);
-  const int64_t entries = byte_tiles(k) * kByteTile, quads = (width + 3) / 4;
-  auto* words = reinterpret_cast<int32_t*>(
-      static_cast<char*>(const_cast<void*>(packed)) + kHeaderBytes);
-  int32_t* biases = words + entries * quads;
-  return {{header.scale[0], header.scale[1]},
-          header.norms,
-          biases + entries,
-          biases,
-          words,
-          quads};
-}
-
-float largest_element(const float* rows, int64_t k, int64_t width, int64_t first,
-                      int64_t last) {
-  float most = 0.0f;
-  for (int64_t i = 0; i < k; ++i)
-    for (int64_t d = first; d < last; ++d)
-      most = std::max(most, std::abs(rows[i * width + d]));
-  return most;
-}
-
-float byte_scale(float largest) {
-  return largest > 0.0f ? std::min(127.0f / largest, 1e30f) : 1.0f;
-}
 
 // Who does what: groups of panels × parts of the book.
 struct Split {
@@ -214,57 +149,6 @@ struct Search {
 };
 
 }  // namespace
-
-void prepare_cpu(const float* semantic_book, const float* pixel_book, int64_t k,
-                 int64_t semantic_width, int64_t pixel_width, bool normalize,
-                 float* rows, double* squares, double* limits,
-                 const Parallel& parallel) {
-  const int64_t width = semantic_width + pixel_width;
-  constexpr int64_t kGrain = 512;
-  std::vector<EntrySquares> largest((k + kGrain - 1) / kGrain);
-  parallel.run(
-      static_cast<int64_t>(largest.size()), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block)
-          for (int64_t i = block * kGrain; i < std::min(k, (block + 1) * kGrain); ++i)
-            largest[block].include(
-                write_entry(semantic_book + i * semantic_width, semantic_width,
-                            pixel_width ? pixel_book + i * pixel_width : nullptr,
-                            pixel_width, normalize, rows + i * width, squares + 2 * i));
-      });
-  EntrySquares total;
-  for (const EntrySquares& block : largest) total.include(block);
-  limits[0] = total.row;
-  limits[1] = total.semantic;
-  limits[2] = total.pixel;
-}
-
-int64_t pack_cpu_bytes(int64_t k, int64_t width) {
-  if (width > kMaxByteWidth) return 0;
-  return kHeaderBytes + byte_tiles(k) * kByteTile * 4 * (2 + (width + 3) / 4);
-}
-
-void pack_cpu(const float* rows, int64_t k, int64_t semantic_width, int64_t pixel_width,
-              void* packed, const Parallel& parallel) {
-  const int64_t width = semantic_width + pixel_width;
-  std::memset(packed, 0, kHeaderBytes);
-  ByteHeader header{};
-  header.scale[0] = byte_scale(largest_element(rows, k, width, 0, semantic_width));
-  header.scale[1] = byte_scale(largest_element(rows, k, width, semantic_width, width));
-  std::memcpy(packed, &header, sizeof header);
-  const ByteBook bytes = byte_book(packed, k, width);
-  constexpr int64_t kGrain = 64;
-  std::vector<ByteNorms> norms((byte_tiles(k) + kGrain - 1) / kGrain);
-  parallel.run(static_cast<int64_t>(norms.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      norms[i] = TFX_CALL_SIMD(pack_tiles, rows, k, semantic_width, width, bytes,
-                               i * kGrain, std::min(byte_tiles(k), (i + 1) * kGrain));
-  });
-  for (const ByteNorms& part : norms)
-    header.norms = {std::max(header.norms.row, part.row),
-                    std::max(header.norms.residual, part.residual),
-                    std::max(header.norms.bytes, part.bytes)};
-  std::memcpy(packed, &header, sizeof header);
-}
 
 void quantize_cpu(const Queries& queries, const PreparedBook& book, int64_t* indices,
                   const Parallel& parallel) {

@@ -123,8 +123,8 @@ inline void tile(const Entries& entries, const Panel& panel, int64_t k) {
   const auto max = [](VecF a, VecF b) { return simd::max(a, b); };
   const VecF limits[2] = {simd::load(panel.threshold),
                           simd::load(panel.threshold + simd::kFloats)};
-  if (simd::any_not_le(simd::largest_of(sums[0], max), limits[0]) |
-      simd::any_not_le(simd::largest_of(sums[1], max), limits[1])) [[unlikely]] {
+  if (simd::any_not_le(simd::reduce(sums[0], max), limits[0]) |
+      simd::any_not_le(simd::reduce(sums[1], max), limits[1])) [[unlikely]] {
     VecF scores[2][E];
     simd::unroll<2 * E>([&](auto i) { scores[i % 2][i / 2] = sums[i % 2][i / 2]; });
     decide_suspects<E>(entries, panel, k, scores);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/isa.h"
+#include "ops/quantize/byte_book.h"
 #include "ops/quantize/quantize.h"
 
 namespace tokenflow {
@@ -16,28 +17,6 @@ struct Entries {
   const float* start;    // [k], minus that, in float32: where a sweep's sums start
   int64_t k, width;
   bool offsets;  // is any of them not 0?
-};
-
-// The book as bytes, in tiles of kByteTile entries so that one pointer walks a tile.
-// A byte is round(scale · element), scale being that of its half; four neighbouring
-// bytes of a row make a word, the last one of a row filled with zeros.
-constexpr int64_t kByteTile = 12;
-constexpr int64_t kMaxByteWidth = 1024;  // a byte score is exact in float32 up to there
-
-struct ByteNorms {
-  double row = 0.0;       // largest ‖scaled row‖
-  double residual = 0.0;  // largest ‖scaled row − bytes‖
-  double bytes = 0.0;     // largest ‖bytes‖
-};
-
-struct ByteBook {
-  float scale[2];   // of the semantic and the pixel half
-  ByteNorms norms;  // over all entries
-  int32_t* bias;    // [tiles, kByteTile]: −128 · the sum of the row's bytes
-  int32_t* biases;  // the same as two int16, −64 · the sums of the bytes in the lower
-                    // and in the upper halves of its words
-  int32_t* words;   // [tiles, quads, kByteTile]
-  int64_t quads;
 };
 
 // A panel is panel_lanes() queries side by side, one per vector lane. All arrays of one
@@ -87,11 +66,5 @@ TFX_DECLARE_SIMD(int64_t sweep_first_bytes(const Entries& entries,
 
 // Makes the best scores exact.
 TFX_DECLARE_SIMD(void finish_panel(const Entries& entries, const Panel& panel))
-
-// Writes words and biases of tiles [first, last); returns the norms of those entries.
-TFX_DECLARE_SIMD(ByteNorms pack_tiles(const float* rows, int64_t k,
-                                      int64_t semantic_width, int64_t width,
-                                      const ByteBook& bytes, int64_t first,
-                                      int64_t last))
 
 }  // namespace tokenflow
