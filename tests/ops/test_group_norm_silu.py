@@ -182,6 +182,21 @@ def test_out_may_be_x(dtype, memory_format, device, isa):
         assert torch.equal(t, y)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("size", [(1, 48, 224, 200), (1, 45, 225, 211)], ids=str)
+def test_results_past_the_caches_are_those_of_in_place(size, memory_format, isa):
+    x, weight, bias = make_case(size)  # more than two million elements
+    x = x.contiguous(memory_format=memory_format)
+    room_for_more = torch.empty(x.numel() + 1)[1:]  # not aligned to a line of cache
+    odd = room_for_more.as_strided(x.shape, x.stride())
+    rest = {"num_groups": 3}
+    tfx.group_norm_silu(x, weight, bias, out=odd, **rest)
+    fresh = tfx.group_norm_silu(x, weight, bias, **rest)
+    tfx.group_norm_silu(x, weight, bias, out=x, **rest)
+    assert torch.equal(fresh, x)
+    assert torch.equal(odd, x)
+
+
 def test_writing_into_out_is_seen_by_autograd(device):
     case = make_case((1, 4, 2, 2), device=device)
     leaf = torch.ones_like(case[0], requires_grad=True)

@@ -45,10 +45,10 @@ TFX_DECLARE_SIMD(void norm_group(const GroupNormSilu& op, int64_t item))
 // Contiguous: Σ x and Σ x² of that group.
 TFX_DECLARE_SIMD(void norm_group_sums(const GroupNormSilu& op, int64_t item,
                                       double* sums))
-// channels_last: Σ x and Σ x² of a piece into sums[2][piece.channels]; pivot is scratch
-// of as many floats as it has channels.
+// channels_last: Σ x and Σ x² of a piece into sums[2][piece.channels]; scratch: three
+// floats for each of its channels.
 TFX_DECLARE_SIMD(void norm_sums(const GroupNormSilu& op, const NormPiece& piece,
-                                double* sums, float* pivot))
+                                double* sums, float* scratch))
 // channels_last: applies affine[3][piece.channels] (centers, scales, shifts) and SiLU.
 TFX_DECLARE_SIMD(void norm_apply(const GroupNormSilu& op, const NormPiece& piece,
                                  const float* affine))

@@ -101,10 +101,10 @@ class Picture {
     } else {
       std::vector<double> parts(pieces_.count * 2 * channels());
       parallel_.run(pieces_.count, 1, [&](int64_t begin, int64_t end) {
-        std::vector<float> pivot(channels());
+        std::vector<float> scratch(3 * channels());
         for (int64_t i = begin; i < end; ++i)
           TFX_CALL_SIMD(norm_sums, op_, pieces_.at(op_, b_, i),
-                        parts.data() + i * 2 * channels(), pivot.data());
+                        parts.data() + i * 2 * channels(), scratch.data());
       });
       add_parts(parts);
       for (int64_t g = 0; g < op_.groups; ++g) {

@@ -91,10 +91,10 @@ std::vector<double> block_sums(const GroupNormSilu& op, const Blocks& blocks,
   const int64_t channels = op.channels;
   std::vector<double> sums(op.batch * blocks.count * 2 * channels);
   parallel.run(op.batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> pivot(channels);
+    std::vector<float> scratch(3 * channels);
     for (int64_t i = begin; i < end; ++i)
       TFX_CALL_SIMD(norm_sums, op, blocks.piece(op, i), sums.data() + i * 2 * channels,
-                    pivot.data());
+                    scratch.data());
   });
   return sums;
 }

@@ -13,6 +13,7 @@ Numerics   What is added is x − pivot, a mean of a few samples, so that square
 */
 #include "common/simd_maps.h"
 #include "common/simd_silu.h"
+#include "common/simd_stream.h"
 #include "ops/norm/group_norm_silu.h"
 #include "ops/norm/group_norm_silu_plain.h"
 
@@ -103,10 +104,17 @@ Sums sums_of(const T* x, int64_t count) {
 
 constexpr int kSide = 4;  // vectors that go through SiLU together
 
+// Is the result written past the caches? In place it is in them already.
+bool streams(const GroupNormSilu& op) {
+  return op.y != op.x &&
+         simd::streams(op.element, op.y, op.batch * op.channels * op.area,
+                       op.channels_last ? op.channels : op.area);
+}
+
 // N vectors of `lanes` values, `stride` values apart, through one affine map and SiLU.
 template <int N, class T>
 inline void apply(const T* x, int64_t stride, int64_t lanes, VecF center, VecF scale,
-                  VecF shift, T* y) {
+                  VecF shift, T* y, bool streams) {
   VecF v[N];
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
@@ -117,7 +125,9 @@ inline void apply(const T* x, int64_t stride, int64_t lanes, VecF center, VecF s
   simd::silu(v);
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
-    if (lanes == kLanes)
+    if (streams)
+      simd::stream(y + i * stride, v[i]);
+    else if (lanes == kLanes)
       simd::store(y + i * stride, v[i]);
     else
       simd::store_part(y + i * stride, v[i], lanes);
@@ -125,16 +135,16 @@ inline void apply(const T* x, int64_t stride, int64_t lanes, VecF center, VecF s
 }
 
 template <class T>
-void apply_run(const T* x, int64_t count, Affine affine, T* y) {
+void apply_run(const T* x, int64_t count, Affine affine, T* y, bool streams) {
   const VecF center = simd::broadcast(affine.center);
   const VecF scale = simd::broadcast(affine.scale);
   const VecF shift = simd::broadcast(affine.shift);
   int64_t i = 0;
   for (; i + kSide * kLanes <= count; i += kSide * kLanes)
-    apply<kSide>(x + i, kLanes, kLanes, center, scale, shift, y + i);
+    apply<kSide>(x + i, kLanes, kLanes, center, scale, shift, y + i, streams);
   for (; i < count; i += kLanes)
     apply<1>(x + i, 0, count - i < kLanes ? count - i : kLanes, center, scale, shift,
-             y + i);
+             y + i, streams);
 }
 
 template <class T>
@@ -142,14 +152,16 @@ void group(const GroupNormSilu& op, int64_t item, const T* x, T* y) {
   const int64_t width = op.channels / op.groups, count = width * op.area;
   x += item * count;
   y += item * count;
+  const bool past = streams(op);
   const Sums sums = sums_of(x, count);
   const Moments moments =
       group_moments(sums.sum, sums.squares, static_cast<double>(count), op.eps);
   for (int64_t c = width - 1; c >= 0; --c) {
     const int64_t channel = item % op.groups * width + c;
     const Affine affine = channel_affine(moments, op.weight[channel], op.bias[channel]);
-    apply_run(x + c * op.area, op.area, affine, y + c * op.area);
+    apply_run(x + c * op.area, op.area, affine, y + c * op.area, past);
   }
+  if (past) simd::end_stream();
 }
 
 // sums[half] += values, in float64.
@@ -160,66 +172,62 @@ void add_to(double* sums, VecF values) {
   std::memcpy(sums + simd::kDoubles, &high, sizeof high);
 }
 
-// N vectors of channels of a few positions, so that memory is read in order and a
-// channel's sums are loaded and stored once for all of them.
-constexpr int kColumns = 4;
-constexpr int64_t kWindow = 2 * kChain;
+constexpr int kWindow = 2 * kChain;  // positions whose sums are float32
 
-template <int N, class T>
-inline void add_columns(const T* x, int64_t positions, int64_t stride,
-                        const float* pivot, double* sums, double* squares) {
-  VecF center[N], s[N][2] = {}, q[N][2] = {};
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) center[n] = simd::load(pivot + n * kLanes);
-  const auto add = [&](const T* at, int chain) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      const VecF d = simd::load(at + n * kLanes) - center[n];
-      s[n][chain] += d;
-      q[n][chain] += d * d;
+// Adds up a few positions in the order of memory, kRows of them at a time; `parts` has
+// room for both sums of every channel.
+template <class T>
+void add_window(const T* x, int64_t positions, int64_t stride, int64_t channels,
+                const float* pivot, float* parts, double* sums) {
+  constexpr int kRows = 4;
+  const int64_t whole = channels / kLanes * kLanes;
+  const auto add = [&]<int N>(std::integral_constant<int, N>, const T* at, bool first) {
+    for (int64_t c = 0; c < whole; c += kLanes) {
+      const VecF center = simd::load(pivot + c);
+      VecF d[N], q[N];
+      simd::unroll<N>([&](auto i) {
+        d[i] = simd::load(at + i * stride + c) - center;
+        q[i] = d[i] * d[i];
+      });
+      const auto plus = [](VecF a, VecF b) { return a + b; };
+      VecF sum = simd::reduce(d, plus), square = simd::reduce(q, plus);
+      if (!first) {
+        sum += simd::load(parts + c);
+        square += simd::load(parts + channels + c);
+      }
+      simd::store(parts + c, sum);
+      simd::store(parts + channels + c, square);
     }
   };
   int64_t i = 0;
-  for (; i + 2 <= positions; i += 2) {
-    add(x + i * stride, 0);
-    add(x + (i + 1) * stride, 1);
+  for (; i + kRows <= positions; i += kRows)
+    add(std::integral_constant<int, kRows>{}, x + i * stride, i == 0);
+  for (; i < positions; ++i)
+    add(std::integral_constant<int, 1>{}, x + i * stride, i == 0);
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    add_to(sums + c, simd::load(parts + c));
+    add_to(sums + channels + c, simd::load(parts + channels + c));
   }
-  if (i < positions) add(x + i * stride, 0);
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) {
-    add_to(sums + n * kLanes, s[n][0] + s[n][1]);
-    add_to(squares + n * kLanes, q[n][0] + q[n][1]);
-  }
-}
-
-template <class T>
-void add_window(const T* x, int64_t positions, int64_t stride, int64_t channels,
-                const float* pivot, double* sums) {
-  double* squares = sums + channels;
-  int64_t c = 0;
-  for (; c + kColumns * kLanes <= channels; c += kColumns * kLanes)
-    add_columns<kColumns>(x + c, positions, stride, pivot + c, sums + c, squares + c);
-  for (; c + kLanes <= channels; c += kLanes)
-    add_columns<1>(x + c, positions, stride, pivot + c, sums + c, squares + c);
-  for (; c < channels; ++c)
-    for (int64_t i = 0; i < positions; ++i) {
+  for (int64_t c = whole; c < channels; ++c)
+    for (i = 0; i < positions; ++i) {
       const double d = to_float(x[i * stride + c]) - pivot[c];
       sums[c] += d;
-      squares[c] += d * d;
+      sums[channels + c] += d * d;
     }
 }
 
 template <int N, class T>
 void apply_positions(const T* x, int64_t stride, int64_t channels, const float* affine,
-                     T* y) {
+                     T* y, bool streams) {
   const float *center = affine, *scale = center + channels, *shift = scale + channels;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes)
     apply<N>(x + c, stride, kLanes, simd::load(center + c), simd::load(scale + c),
-             simd::load(shift + c), y + c);
+             simd::load(shift + c), y + c, streams);
   if (const int64_t rest = channels - c; rest > 0)
     apply<N>(x + c, stride, rest, simd::load_part(center + c, rest),
-             simd::load_part(scale + c, rest), simd::load_part(shift + c, rest), y + c);
+             simd::load_part(scale + c, rest), simd::load_part(shift + c, rest), y + c,
+             false);
 }
 
 }  // namespace
@@ -242,9 +250,10 @@ void norm_group_sums(const GroupNormSilu& op, int64_t item, double* sums) {
 }
 
 void norm_sums(const GroupNormSilu& op, const NormPiece& piece, double* sums,
-               float* pivot) {
+               float* scratch) {
   with_element(op.element, [&](auto* type) {
     const int64_t channels = piece.channels, stride = op.channels;
+    float* const pivot = scratch;
     auto* x = static_cast<decltype(type)>(const_cast<void*>(op.x));
     x += piece.b * op.area * stride + piece.channel;
     for (int64_t i = 0; i < 2 * channels; ++i) sums[i] = 0.0;
@@ -256,7 +265,7 @@ void norm_sums(const GroupNormSilu& op, const NormPiece& piece, double* sums,
     }
     for (int64_t i = piece.first; i < piece.last; i += kWindow)
       add_window(x + i * stride, piece.last - i < kWindow ? piece.last - i : kWindow,
-                 stride, channels, pivot, sums);
+                 stride, channels, pivot, scratch + channels, sums);
     for (int64_t c = 0; c < channels; ++c) {
       const Sums total = about_zero(sums[c], sums[channels + c], pivot[c],
                                     static_cast<double>(piece.last - piece.first));
@@ -273,11 +282,15 @@ void norm_apply(const GroupNormSilu& op, const NormPiece& piece, const float* af
     const int64_t at = piece.b * op.area * stride + piece.channel;
     auto* x = static_cast<T>(const_cast<void*>(op.x)) + at;
     auto* y = static_cast<T>(op.y) + at;
+    const bool past = streams(op);
     int64_t i = piece.first;
     for (; i + kSide <= piece.last; i += kSide)
-      apply_positions<kSide>(x + i * stride, stride, channels, affine, y + i * stride);
+      apply_positions<kSide>(x + i * stride, stride, channels, affine, y + i * stride,
+                             past);
     for (; i < piece.last; ++i)
-      apply_positions<1>(x + i * stride, stride, channels, affine, y + i * stride);
+      apply_positions<1>(x + i * stride, stride, channels, affine, y + i * stride,
+                         past);
+    if (past) simd::end_stream();
   });
 }
 

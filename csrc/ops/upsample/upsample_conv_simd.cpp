@@ -32,6 +32,7 @@ Numerics   float32 sums in one order for every tile: independent of threads, bat
 #include <cmath>
 
 #include "common/simd_maps.h"
+#include "common/simd_stream.h"
 #include "ops/upsample/upsample_conv.h"
 
 namespace tokenflow::TFX_ISA {
@@ -190,25 +191,10 @@ void pack_weights(const UpsampleConv& op, int64_t channel, int64_t slice,
   }
 }
 
-// Past the caches, where a vector is a whole line of them: p is aligned.
-template <class T>
-void stream(T* p, VecF v) {
-  simd::store(p, v);
-}
-#if defined(__AVX512F__)
-void stream(float* p, VecF v) { _mm512_stream_ps(p, (__m512)v); }
-void end_stream() { _mm_sfence(); }
-#else
-void end_stream() {}
-#endif
-
-// A result that outlives no cache is not read into it: from 8 MB on, where every store
-// is a line.
 bool streams(const UpsampleConv& op) {
   const int64_t line = op.y_channels_last ? op.out_channels : 2 * op.width;
-  return op.element == Element::f32 && line % kLanes == 0 &&
-         reinterpret_cast<uintptr_t>(op.y) % simd::kBytes == 0 &&
-         4 * op.batch * op.out_channels * op.height * op.width >= 2 << 20;
+  return simd::streams(op.element, op.y,
+                       4 * op.batch * op.out_channels * op.height * op.width, line);
 }
 
 // A pixel, or a row of them, or zeros in place of one outside of x.
@@ -483,7 +469,7 @@ class Job {
       if constexpr (kLast) {
         T* pixel = y + column * op_.out_channels;
         if (kWhole && streams)
-          stream(pixel, v);
+          simd::stream(pixel, v);
         else if (kWhole)
           simd::store(pixel, v);
         else
@@ -539,7 +525,7 @@ class Job {
     for (int i = 0; i < kLanes; ++i) v[i] = square[i];
     simd::transpose(v);
     if (kWhole && columns == kLanes && streams) {
-      for (int i = 0; i < kLanes; ++i) stream(out + i * plane, v[i]);
+      for (int i = 0; i < kLanes; ++i) simd::stream(out + i * plane, v[i]);
     } else if (kWhole && columns == kLanes) {
       for (int i = 0; i < kLanes; ++i) simd::store(out + i * plane, v[i]);
     } else {
@@ -645,7 +631,7 @@ void upsample_rows(const UpsampleConv& op, const float* pixels, int64_t b,
   job.begin_at(first);
   for (int64_t t = 0; t < bands; ++t)
     job.band(first + rows * t / bands, first + rows * (t + 1) / bands);
-  end_stream();
+  simd::end_stream();
 }
 
 }  // namespace tokenflow::TFX_ISA
