@@ -36,11 +36,15 @@ void check_device(const char* op, const Tensor& first, const Others&... others) 
   STD_TORCH_CHECK(same, op, ": all tensors must be on one device");
 }
 
+// Asked here, because asking the dispatcher takes as long as a small lookup.
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
 inline Tensor as_float32(const Tensor& t) {
-  Tensor f = t.scalar_type() == ScalarType::Float
-                 ? t
-                 : torch::stable::to(t, ScalarType::Float);
-  return torch::stable::contiguous(f);
+  return as_contiguous(t.scalar_type() == ScalarType::Float
+                        ? t
+                        : torch::stable::to(t, ScalarType::Float));
 }
 
 // A tensor that was just made and holds nothing yet, on large pages where it is large.

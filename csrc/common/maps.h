@@ -41,7 +41,7 @@ inline bool is_channels_last(const Tensor& t) {
 
 // The same map without gaps: itself where it is contiguous or channels_last.
 inline Tensor packed_map(const Tensor& t) {
-  return is_channels_last(t) ? t : torch::stable::contiguous(t);
+  return is_channels_last(t) ? t : as_contiguous(t);
 }
 
 inline Tensor empty_map(const Tensor& like, const std::vector<int64_t>& sizes,

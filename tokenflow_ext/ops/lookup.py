@@ -58,9 +58,9 @@ def lookup(
         check_range("lookup", indices, semantic_book.shape[0])
     if torch.float64 in (semantic_book.dtype, pixel_book.dtype):
         return reference(indices, semantic_book, pixel_book, normalize=normalize)
-    flat = indices.reshape(-1).long()
-    rows = _library.call(_lookup, flat, semantic_book, pixel_book, normalize)
-    return rows.reshape(*indices.shape, rows.shape[-1])
+    flat = indices if indices.dim() == 1 else indices.reshape(-1)
+    rows = _library.call(_lookup, flat.long(), semantic_book, pixel_book, normalize)
+    return rows if flat is indices else rows.reshape(*indices.shape, rows.shape[-1])
 
 
 def check_range(op: str, indices: Tensor, num_codes: int) -> None:

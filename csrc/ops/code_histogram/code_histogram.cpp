@@ -15,7 +15,7 @@ Tensor counts_for(const Tensor& indices, int64_t num_codes) {
 }
 
 Tensor code_histogram_on_cpu(const Tensor& indices, int64_t num_codes) {
-  const Tensor in = torch::stable::contiguous(indices);
+  const Tensor in = as_contiguous(indices);
   Tensor counts = counts_for(in, num_codes);
   code_histogram_cpu(in.const_data_ptr<int64_t>(), in.numel(), num_codes,
                      counts.mutable_data_ptr<int64_t>(), torch_parallel());
@@ -24,7 +24,7 @@ Tensor code_histogram_on_cpu(const Tensor& indices, int64_t num_codes) {
 
 #ifdef TOKENFLOW_WITH_CUDA
 Tensor code_histogram_on_cuda(const Tensor& indices, int64_t num_codes) {
-  const Tensor in = torch::stable::contiguous(indices);
+  const Tensor in = as_contiguous(indices);
   Tensor counts = counts_for(in, num_codes);
   const int device = in.get_device_index();
   code_histogram_cuda(in.const_data_ptr<int64_t>(), in.numel(), num_codes,

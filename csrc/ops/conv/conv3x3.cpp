@@ -20,7 +20,7 @@ void check_float(const Tensor& t) {
 // The same map without gaps, channels inside of positions.
 Tensor pixels_of(const Tensor& given) {
   if (is_packed(given, {0, 2, 3, 1})) return given;
-  const Tensor t = torch::stable::contiguous(given);
+  const Tensor t = as_contiguous(given);
   Tensor pixels = empty_map(t, sizes_of(t), true);
   conv3x3_transpose(t.const_data_ptr<float>(), t.size(0), t.size(1),
                     t.size(2) * t.size(3), pixels.mutable_data_ptr<float>(),
@@ -44,7 +44,7 @@ void check_weight(const Tensor& weight) {
 
 Tensor pack(const Tensor& weight_given) {
   check_weight(weight_given);
-  const Tensor weight = torch::stable::contiguous(weight_given);
+  const Tensor weight = as_contiguous(weight_given);
   const int64_t in = weight.size(1), out = weight.size(0);
   Tensor panels = new_like(weight, {conv3x3_panels_size(in, out)}, ScalarType::Float);
   conv3x3_pack(weight.const_data_ptr<float>(), in, out,
@@ -62,8 +62,8 @@ Tensor affine_of(const Tensor& x, const Tensor& weight_given, const Tensor& bias
                   "conv3x3: num_groups must divide the channels of x");
   STD_TORCH_CHECK(weight_given.numel() == channels && bias_given.numel() == channels,
                   "conv3x3: norm_weight and norm_bias must be [C]");
-  const Tensor weight = torch::stable::contiguous(weight_given);
-  const Tensor bias = torch::stable::contiguous(bias_given);
+  const Tensor weight = as_contiguous(weight_given);
+  const Tensor bias = as_contiguous(bias_given);
   Tensor affine = new_like(x, {x.size(0), 3, channels}, ScalarType::Float);
   const GroupNormSilu op{x.size(0),
                          channels,
@@ -92,7 +92,7 @@ Tensor conv3x3(const Tensor& x_given, const Tensor& weight, MaybeTensor bias_giv
   const std::vector<int64_t> sizes{x_given.size(0), out_channels, x_given.size(2),
                                    x_given.size(3)};
   Tensor y = empty_map(x_given, sizes, true);
-  if (y.numel() == 0) return channels_last ? y : torch::stable::contiguous(y);
+  if (y.numel() == 0) return channels_last ? y : as_contiguous(y);
 
   const Tensor x = pixels_of(x_given);
   const Tensor panels = panels_given ? *panels_given : pack(weight);
@@ -100,7 +100,7 @@ Tensor conv3x3(const Tensor& x_given, const Tensor& weight, MaybeTensor bias_giv
   STD_TORCH_CHECK(panels.is_contiguous() &&
                       panels.numel() == conv3x3_panels_size(x.size(1), out_channels),
                   "conv3x3: panels must be those of weight");
-  const Tensor bias = bias_given ? torch::stable::contiguous(*bias_given) : weight;
+  const Tensor bias = bias_given ? as_contiguous(*bias_given) : weight;
   check_float(bias);
   STD_TORCH_CHECK(!bias_given || bias.numel() == out_channels,
                   "conv3x3: bias must be [Co]");

@@ -31,7 +31,7 @@ inline BookTensors books_of(const Tensor& semantic_book, const Tensor& pixel_boo
 inline Tensor indices_of(const Tensor& indices) {
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long,
                   "lookup: indices must be int64");
-  return torch::stable::contiguous(indices);
+  return as_contiguous(indices);
 }
 
 }  // namespace tokenflow

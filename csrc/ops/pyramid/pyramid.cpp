@@ -21,10 +21,8 @@ struct PyramidTensors {
 // Moving a vector keeps its elements in place, so `raw` stays right.
 PyramidTensors pyramid_of(const Tensor& row_weights, const Tensor& column_weights,
                           std::vector<int64_t> sides, int64_t batch, int64_t channels) {
-  PyramidTensors p{torch::stable::contiguous(row_weights),
-                   torch::stable::contiguous(column_weights),
-                   std::move(sides),
-                   {}};
+  PyramidTensors p{
+      as_contiguous(row_weights), as_contiguous(column_weights), std::move(sides), {}};
   const int64_t count = static_cast<int64_t>(p.sides.size()) / 2;
   bool fits = count >= 1 && p.sides.size() % 2 == 0 && p.row_weights.dim() == 3 &&
               p.column_weights.dim() == 3 && p.row_weights.size(0) == count &&

@@ -28,10 +28,10 @@ inline PreparedTensors prepared_of(const char* op, const Tensor& rows,
 #endif
   STD_TORCH_CHECK(packed.numel() == 0 || packed.numel() == bytes, op,
                   ": prepared books were packed for others");
-  PreparedTensors p{torch::stable::contiguous(rows),
-                    torch::stable::contiguous(squares),
-                    torch::stable::contiguous(limits),
-                    torch::stable::contiguous(packed),
+  PreparedTensors p{as_contiguous(rows),
+                    as_contiguous(squares),
+                    as_contiguous(limits),
+                    as_contiguous(packed),
                     {}};
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(p.packed.const_data_ptr()) % 16 == 0, op,
                   ": prepared books must keep their alignment");

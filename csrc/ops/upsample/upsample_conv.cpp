@@ -15,7 +15,7 @@ enum class Path { sweep, plain, cuda };
 #ifdef TOKENFLOW_WITH_CUDA
 void fill_on_cuda(UpsampleConv op, const Tensor& x, const Tensor& weight,
                   const std::optional<Tensor>& bias_given) {
-  const Tensor bias = bias_given ? torch::stable::contiguous(*bias_given) : weight;
+  const Tensor bias = bias_given ? as_contiguous(*bias_given) : weight;
   STD_TORCH_CHECK(
       weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(),
       "upsample_conv: weight and bias must have the dtype of x");
