@@ -43,8 +43,8 @@ inline Tensor as_contiguous(const Tensor& t) {
 
 inline Tensor as_float32(const Tensor& t) {
   return as_contiguous(t.scalar_type() == ScalarType::Float
-                        ? t
-                        : torch::stable::to(t, ScalarType::Float));
+                           ? t
+                           : torch::stable::to(t, ScalarType::Float));
 }
 
 // A tensor that was just made and holds nothing yet, on large pages where it is large.

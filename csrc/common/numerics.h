@@ -49,6 +49,9 @@ TFX_HD float normalized(float x, double norm) {
   return static_cast<float>(static_cast<double>(x) / norm);
 }
 
+// Bound on Σ x² of a row of unit length: rounding makes an element at most 2⁻²⁴ larger.
+constexpr double kUnitSquares = 1.0 + 0x1p-20;
+
 // Writes one half of an entry as it is compared; returns its squared norm as given.
 TFX_HD double write_half(const float* in, int64_t width, bool normalize, float* out) {
   const double squares = sum_of_squares(in, width);

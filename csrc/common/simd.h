@@ -1,4 +1,4 @@
-// A few vector types and the four operations the compiler's vector extension does not
+// A few vector types and the operations that the compiler's vector extension does not
 // spell, for files compiled once per instruction set. Everything is in an unnamed
 // namespace: two instruction sets must never share one of these functions.
 #pragma once
@@ -56,7 +56,7 @@ inline VecI32 load(const int32_t* p) {
 }
 inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
 
-// The first `count` of a vector; the other lanes are 0.
+// The first `count` ≥ 0 of a vector; the other lanes are 0.
 inline VecF load_part(const float* p, int64_t count) {
   if (count >= kFloats) return load(p);
 #if defined(__AVX512F__)

@@ -67,7 +67,7 @@ inline void store(Half* p, VecF v) {
 #endif
 }
 
-// The first `count` lanes; the others of a loaded vector are 0.
+// The first `count` ≥ 0 lanes; the others of a loaded vector are 0. Of float32: simd.h.
 template <class T>
 inline VecF load_part(const T* p, int64_t count) {
   VecF v{};

@@ -4,7 +4,6 @@
 // with -ffp-contract=off, as simd_double.h.
 #pragma once
 
-#include "common/numerics.h"
 #include "common/simd_double.h"
 
 namespace tokenflow::TFX_ISA {
@@ -19,6 +18,11 @@ struct RowTile {
   double squares[kTile], norm[kTile], inverse[kTile];
 };
 
+// The widths of the published books, for which loops are written out.
+inline bool is_published(int64_t semantic_width, int64_t pixel_width) {
+  return semantic_width == 32 && pixel_width == 8;
+}
+
 // Steps over a row: known to the compiler where all vectors are whole and few.
 template <int kVectors, class Body>
 inline void for_vectors(int64_t width, const Body& body) {
@@ -30,8 +34,10 @@ inline void for_vectors(int64_t width, const Body& body) {
   }
 }
 
+// Writes squares.
 template <int kVectors>
-inline void add_squares(const RowTile& tile, int64_t width, VecD (&sum)[kGroups]) {
+inline void add_squares(RowTile& tile, int64_t width) {
+  VecD sum[kGroups] = {};
   for_vectors<kVectors>(width, [&](int64_t d, int64_t left) {
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) {
@@ -44,21 +50,20 @@ inline void add_squares(const RowTile& tile, int64_t width, VecD (&sum)[kGroups]
       for (int j = 0; j < kDoubles; ++j) sum[g] = multiply_add(v[j], v[j], sum[g]);
     }
   });
+  for (int g = 0; g < kGroups; ++g) store(tile.squares + g * kDoubles, sum[g]);
 }
 
 // Writes squares, norm and inverse; is every norm finite?
 template <int kVectors>
 inline bool measure(RowTile& tile, int64_t width) {
-  VecD sum[kGroups] = {};
-  add_squares<kVectors>(tile, width, sum);
+  add_squares<kVectors>(tile, width);
   const VecD least = broadcast(1e-12);
   VecD spread{};  // 0, or NaN where a norm is not finite
 #pragma GCC unroll 16
   for (int g = 0; g < kGroups; ++g) {
-    VecD norm = square_root(sum[g]);
+    VecD norm = square_root(load(tile.squares + g * kDoubles));
     norm = norm < least ? least : norm;
     spread += norm - norm;
-    store(tile.squares + g * kDoubles, sum[g]);
     store(tile.norm + g * kDoubles, norm);
     store(tile.inverse + g * kDoubles, 1.0 / norm);
   }

@@ -95,6 +95,10 @@ Prepared prepare_with(bool cuda, const std::vector<float>& semantic,
   else
     prepare_cpu(semantic.data(), pixel.data(), k, ds, dp, normalize, p.rows.data(),
                 p.squares.data(), p.limits.data(), serial());
+  if (const int64_t bytes = cuda ? 0 : pack_cpu_bytes(k, ds + dp)) {
+    p.packed.assign((bytes + 7) / 8, NAN);  // nobody reads it here, but making it is watched
+    pack_cpu(p.rows.data(), k, ds, dp, p.packed.data(), serial());
+  }
   p.book = {p.rows.data(), p.squares.data(), p.limits.data(), k, ds, dp, nullptr, 0};
   return p;
 }

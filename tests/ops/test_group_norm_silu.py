@@ -183,7 +183,9 @@ def test_out_may_be_x(dtype, memory_format, device, isa):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-@pytest.mark.parametrize("size", [(1, 48, 224, 200), (1, 45, 225, 211)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 48, 224, 200), (9, 480, 22, 24), (1, 45, 225, 211)], ids=str
+)
 def test_results_past_the_caches_are_those_of_in_place(size, memory_format, isa):
     x, weight, bias = make_case(size)  # more than two million elements
     x = x.contiguous(memory_format=memory_format)

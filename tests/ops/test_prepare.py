@@ -37,13 +37,15 @@ def test_every_instruction_set_gives_the_bits_of_the_fallback(
 ):
     g = torch.Generator().manual_seed(k)
     semantic, pixel = (torch.randn(k, d, generator=g) * 10 for d in widths)
-    semantic[k // 3] = 0
+    semantic[k // 3] = -0.0
     if k > 600:  # some tiles have an entry that is not finite, most have none
-        semantic[40, -1], semantic[650, 0] = torch.nan, 3e38
+        semantic[40, -1], semantic[k - 1, 0] = torch.nan, torch.inf
+        pixel[100] = torch.inf
+        semantic[200], semantic[300] = 1e-20, 3e38  # shortest divisor, large square
     pair = (semantic, pixel if widths[1] else None)
     found = room._prepare(*pair, normalize)
     for ours, expected in zip(found, room._fallback(*pair, normalize), strict=True):
-        assert torch.equal(ours, expected)
+        assert torch.equal(ours.view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_rows_are_the_normalised_halves_side_by_side(device):
@@ -64,6 +66,14 @@ def test_a_case_worked_by_hand(device):
     plain = tfx.prepare(book, normalize=False)
     assert plain.squares.tolist() == [[25.0, 0.0], [0.0, 0.0], [torch.inf, 0.0]]
     assert plain.limits.tolist() == [25.0, 25.0, 0.0]
+
+
+def test_the_limit_of_unit_rows_bounds_them(device):
+    books = [book.to(device) for book in make_books(k=900)]
+    for pair, halves in ((books, 2), (books[:1], 1)):
+        handle = tfx.prepare(*pair)
+        longest = handle.rows.double().square().sum(1).max().item()
+        assert longest <= handle.limits[0].item() <= halves * 1.00001
 
 
 def test_a_handle_moves_between_devices(device):

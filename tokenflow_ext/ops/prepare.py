@@ -25,7 +25,8 @@ class Prepared:
         rows: [K, Ds + Dp] float32, the entries [semantic, pixel] as they are compared.
         squares: [K, 2] float64, squared norms of the halves where rows are not
             normalised, else 0; +inf marks an entry that is not finite.
-        limits: [3] float64, largest squared norm of a row, of either half.
+        limits: [3] float64, a bound on the squared norm of a row, and the largest of
+            `squares` in either half.
         semantic_width: Ds; with one book, all of the width.
         normalize: Whether the rows were scaled to unit length.
         packed: uint8, the rows once more as the sweep of their device reads them (on
@@ -107,7 +108,10 @@ def _fallback(
     kept = torch.zeros(len(finite), 2, dtype=torch.float64, device=rows.device)
     if not normalize:
         kept[:, : squares.shape[1]] = torch.where(finite[:, None], squares, 0.0)
-    limits = torch.stack([sum_of_squares(rows).max(), *kept.max(dim=0).values])
+    longest = sum_of_squares(rows).max()
+    if normalize:  # rounding makes an element at most 2⁻²⁴ larger
+        longest = torch.full_like(longest, len(halves) * (1 + 2**-20))
+    limits = torch.stack([longest, *kept.max(dim=0).values])
     kept[:, 0].masked_fill_(~finite, torch.inf)
     return rows, kept, limits
 
@@ -134,7 +138,7 @@ _prepare = _library.define(
 
 
 def _packed_bytes(rows: Tensor) -> int:
-    """What the pack of the rows' device writes (csrc/ops/quantize/quantize_cpu.cpp,
+    """What the pack of the rows' device writes (csrc/ops/quantize/prepare_cpu.cpp,
     quantize_cuda.cu)."""
     entries, width = rows.shape
     if rows.device.type == "cuda":

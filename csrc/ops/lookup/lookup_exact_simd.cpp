@@ -186,15 +186,11 @@ void write_grads(const Gradient& op, const int64_t* heads, int64_t first, int64_
   }
 }
 
-bool is_published(const Books& books) {
-  return books.semantic_width == 32 && books.pixel_width == 8;
-}
-
 }  // namespace
 
 void lookup_rows(const int64_t* indices, int64_t n, const Books& books,
                  const float* zeros, float* rows) {
-  if (is_published(books))
+  if (simd::is_published(books.semantic_width, books.pixel_width))
     write_rows<32 / kDoubles, 8 / kDoubles>(indices, n, books, zeros, rows);
   else
     write_rows<0, 0>(indices, n, books, zeros, rows);
@@ -202,7 +198,7 @@ void lookup_rows(const int64_t* indices, int64_t n, const Books& books,
 
 void lookup_grads(const Gradient& op, const int64_t* heads, int64_t first, int64_t last,
                   double* scratch) {
-  if (is_published(op.books))
+  if (simd::is_published(op.books.semantic_width, op.books.pixel_width))
     write_grads<32 / kDoubles, 8 / kDoubles>(op, heads, first, last, scratch);
   else
     write_grads<0, 0>(op, heads, first, last, scratch);

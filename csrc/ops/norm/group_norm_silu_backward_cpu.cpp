@@ -11,8 +11,8 @@ Work       A picture is cut into pieces that depend on its size alone: contiguou
            channels of a group; channels_last, blocks of positions. Many pictures: a
            thread takes whole ones, which stay in its cache. Few: the threads share the
            pieces of one. No bit depends on which, nor on the number of threads.
-Memory     Per picture at work 2 · channels float64 a piece and 5 float32 a channel; for
-           all 2 · channels float64.
+Memory     Per picture at work 2 · channels float64 a piece and 5 float32 a channel, 3
+           more per thread; for all 2 · channels float64.
 */
 #include <algorithm>
 #include <vector>

@@ -8,7 +8,7 @@ Work       Contiguous: a thread takes whole groups. channels_last, small: a thre
            way, and the blocks, depend on the size of x alone, so the number of threads
            cannot change a bit of the result.
 Memory     Contiguous: none. channels_last: 2 · channels float64 per block, and per
-           thread four float32 per channel.
+           thread three float32 per channel.
 */
 #include <algorithm>
 #include <numeric>

@@ -6,8 +6,8 @@ Algorithm  One pass adds x and x², one pass applies the affine map and SiLU. A
            contiguous group is one run of memory; its second pass goes backwards, so
            that it begins with what the first left in cache.
 Numerics   What is added is x − pivot, a mean of a few samples, so that squares stay
-           near the variance: float32 chains of at most kChain terms, whose sum goes on
-           in float64. A chain errs by (kChain + 4) · 2⁻²⁴ of its magnitudes at most,
+           near the variance: float32 chains of at most kChain additions, whose sum goes
+           on in float64. A chain errs by (kChain + 4) · 2⁻²⁴ of its magnitudes at most,
            and chains err independently. Squares beyond 1e38 overflow. SiLU:
            simd_silu.h.
 */
@@ -104,7 +104,7 @@ Sums sums_of(const T* x, int64_t count) {
 
 constexpr int kSide = 4;  // vectors that go through SiLU together
 
-// Is the result written past the caches? In place it is in them already.
+// Is y written past the caches? In place it is in them already.
 bool streams(const GroupNormSilu& op) {
   return op.y != op.x &&
          simd::streams(op.element, op.y, op.batch * op.channels * op.area,
@@ -114,7 +114,7 @@ bool streams(const GroupNormSilu& op) {
 // N vectors of `lanes` values, `stride` values apart, through one affine map and SiLU.
 template <int N, class T>
 inline void apply(const T* x, int64_t stride, int64_t lanes, VecF center, VecF scale,
-                  VecF shift, T* y, bool streams) {
+                  VecF shift, T* y, bool past) {
   VecF v[N];
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
@@ -125,7 +125,7 @@ inline void apply(const T* x, int64_t stride, int64_t lanes, VecF center, VecF s
   simd::silu(v);
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
-    if (streams)
+    if (past)
       simd::stream(y + i * stride, v[i]);
     else if (lanes == kLanes)
       simd::store(y + i * stride, v[i]);
@@ -135,16 +135,16 @@ inline void apply(const T* x, int64_t stride, int64_t lanes, VecF center, VecF s
 }
 
 template <class T>
-void apply_run(const T* x, int64_t count, Affine affine, T* y, bool streams) {
+void apply_run(const T* x, int64_t count, Affine affine, T* y, bool past) {
   const VecF center = simd::broadcast(affine.center);
   const VecF scale = simd::broadcast(affine.scale);
   const VecF shift = simd::broadcast(affine.shift);
   int64_t i = 0;
   for (; i + kSide * kLanes <= count; i += kSide * kLanes)
-    apply<kSide>(x + i, kLanes, kLanes, center, scale, shift, y + i, streams);
+    apply<kSide>(x + i, kLanes, kLanes, center, scale, shift, y + i, past);
   for (; i < count; i += kLanes)
     apply<1>(x + i, 0, count - i < kLanes ? count - i : kLanes, center, scale, shift,
-             y + i, streams);
+             y + i, past);
 }
 
 template <class T>
@@ -172,14 +172,14 @@ void add_to(double* sums, VecF values) {
   std::memcpy(sums + simd::kDoubles, &high, sizeof high);
 }
 
-constexpr int kWindow = 2 * kChain;  // positions whose sums are float32
+constexpr int kRows = 4;  // positions that are added up among themselves
+constexpr int kWindow = kRows * (kChain / 2);  // positions whose sums are float32
 
 // Adds up a few positions in the order of memory, kRows of them at a time; `parts` has
 // room for both sums of every channel.
 template <class T>
 void add_window(const T* x, int64_t positions, int64_t stride, int64_t channels,
                 const float* pivot, float* parts, double* sums) {
-  constexpr int kRows = 4;
   const int64_t whole = channels / kLanes * kLanes;
   const auto add = [&]<int N>(std::integral_constant<int, N>, const T* at, bool first) {
     for (int64_t c = 0; c < whole; c += kLanes) {
@@ -218,12 +218,12 @@ void add_window(const T* x, int64_t positions, int64_t stride, int64_t channels,
 
 template <int N, class T>
 void apply_positions(const T* x, int64_t stride, int64_t channels, const float* affine,
-                     T* y, bool streams) {
+                     T* y, bool past) {
   const float *center = affine, *scale = center + channels, *shift = scale + channels;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes)
     apply<N>(x + c, stride, kLanes, simd::load(center + c), simd::load(scale + c),
-             simd::load(shift + c), y + c, streams);
+             simd::load(shift + c), y + c, past);
   if (const int64_t rest = channels - c; rest > 0)
     apply<N>(x + c, stride, rest, simd::load_part(center + c, rest),
              simd::load_part(scale + c, rest), simd::load_part(shift + c, rest), y + c,

@@ -14,9 +14,9 @@ constexpr int64_t kMaxByteWidth = 1024;  // a byte score is exact in float32 up 
 inline int64_t byte_tiles(int64_t k) { return (k + kByteTile - 1) / kByteTile; }
 
 struct ByteNorms {
-  double row = 0.0;       // largest ‖scaled row‖
-  double residual = 0.0;  // largest ‖scaled row − bytes‖
-  double bytes = 0.0;     // largest ‖bytes‖
+  double row = 0.0;       // the largest ‖scaled row‖ or a little more
+  double residual = 0.0;  // the largest ‖scaled row − bytes‖ or a little more
+  double bytes = 0.0;     // the largest ‖bytes‖
 };
 
 struct ByteBook {

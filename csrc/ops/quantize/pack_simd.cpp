@@ -5,10 +5,12 @@ prepare_steps.h and byte_book.h.
 Algorithm  Entries of a tile side by side, one per lane: squares of their values are
            transposed, four columns become a word, and the sums of every lane stay in
            registers.
-Bound      The norms are sums of float32 squares, too small by at most (width + 4) ·
-           2⁻²⁴ of themselves, and a scaled element is off by 2⁻²⁴ of itself before its
-           byte is taken from it; twice that is added. Sums of bytes and of their
-           squares are exact.
+Bound      The norms are roots of sums of float32 squares, too small by at most (width +
+           4) · 2⁻²⁴ of themselves, and a scaled element is off by 2⁻²⁴ of itself before
+           its byte is taken from it; twice that is added, which pays for squares that
+           underflow as well: where the largest element is scaled to 127 they are far
+           below it, and where 1e30 is all the scale there is, none is that small. Sums
+           of bytes and of their squares are exact.
 */
 #include <algorithm>
 #include <cmath>

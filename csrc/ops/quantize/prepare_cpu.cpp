@@ -5,10 +5,11 @@ pack_simd.cpp, and the layout of packed memory.
 Traffic    prepare reads both books once and writes rows and squares; pack reads the
            rows twice, for the scales and for the bytes, and writes a byte per element.
 */
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "common/numerics.h"
 #include "ops/quantize/prepare_steps.h"
 #include "ops/quantize/quantize.h"
 
@@ -68,8 +69,8 @@ void prepare_cpu(const float* semantic_book, const float* pixel_book, int64_t k,
        by_block<EntrySquares>(parallel, k, 512, [&](int64_t first, int64_t last) {
          return TFX_CALL_SIMD(prepare_rows, books, first, last, rows, squares);
        }))
-    total.include(block);
-  limits[0] = total.row;
+    total = larger(total, block);
+  limits[0] = normalize ? (pixel_width ? 2 : 1) * kUnitSquares : total.row;
   limits[1] = total.semantic;
   limits[2] = total.pixel;
 }

@@ -8,6 +8,10 @@ Algorithm  Tiles of 32 entries, measured with one entry per lane and divided one
 Numerics   Sums of exact products in float64, in order, and the float32 of a true
            division: the same bits on every instruction set.
 */
+#include <algorithm>
+#include <limits>
+
+#include "common/numerics.h"
 #include "common/simd_rows.h"
 #include "ops/quantize/prepare_steps.h"
 
@@ -32,7 +36,8 @@ EntrySquares write_entry(const GivenBooks& books, int64_t entry, float* row,
   }
   squares[0] = books.normalize ? 0.0 : s;
   squares[1] = books.normalize ? 0.0 : p;
-  return {sum_of_squares(row, ds + dp), squares[0], squares[1]};
+  if (books.normalize) return {};
+  return {sum_of_squares(row, ds + dp), s, p};
 }
 
 // kSemantic, kPixel: vectors of a half; 0 where that is not known here.
@@ -54,28 +59,28 @@ EntrySquares write_entries(const GivenBooks& books, int64_t first, int64_t last,
     float* row = rows + first * (ds + dp);
     if (!(simd::measure<kSemantic>(semantic, ds) & simd::measure<kPixel>(pixel, dp))) {
       for (int i = 0; i < count; ++i, row += ds + dp)
-        largest.include(write_entry(books, first + i, row, squares + 2 * (first + i)));
+        largest = larger(largest,
+                         write_entry(books, first + i, row, squares + 2 * (first + i)));
+      continue;
+    }
+    if (books.normalize) {
+      for (int i = 0; i < count; ++i, row += ds + dp) {
+        simd::divide_row<kSemantic>(semantic, i, ds, row);
+        simd::divide_row<kPixel>(pixel, i, dp, row + ds);
+      }
+      std::fill_n(squares + 2 * first, 2 * count, 0.0);
       continue;
     }
     for (int i = 0; i < count; ++i, row += ds + dp) {
-      if (books.normalize) {
-        simd::divide_row<kSemantic>(semantic, i, ds, row);
-        simd::divide_row<kPixel>(pixel, i, dp, row + ds);
-      } else {
-        std::copy_n(semantic.rows[i], ds, row);
-        std::copy_n(pixel.rows[i], dp, row + ds);
-      }
+      std::copy_n(semantic.rows[i], ds, row);
+      std::copy_n(pixel.rows[i], dp, row + ds);
     }
-    simd::measure<kSemantic + kPixel>(whole, ds + dp);
+    simd::add_squares<kSemantic + kPixel>(whole, ds + dp);
     for (int i = 0; i < count; ++i) {
-      EntrySquares found{whole.squares[i], 0.0, 0.0};
-      if (!books.normalize) {
-        found.semantic = semantic.squares[i];
-        found.pixel = pixel.squares[i];
-      }
+      const EntrySquares found{whole.squares[i], semantic.squares[i], pixel.squares[i]};
       squares[2 * (first + i)] = found.semantic;
       squares[2 * (first + i) + 1] = found.pixel;
-      largest.include(found);
+      largest = larger(largest, found);
     }
   }
   return largest;
@@ -85,7 +90,7 @@ EntrySquares write_entries(const GivenBooks& books, int64_t first, int64_t last,
 
 EntrySquares prepare_rows(const GivenBooks& books, int64_t first, int64_t last,
                           float* rows, double* squares) {
-  if (books.semantic_width == 32 && books.pixel_width == 8)  // the published widths
+  if (simd::is_published(books.semantic_width, books.pixel_width))
     return write_entries<32 / kDoubles, 8 / kDoubles>(books, first, last, rows,
                                                       squares);
   return write_entries<0, 0>(books, first, last, rows, squares);

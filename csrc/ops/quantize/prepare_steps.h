@@ -20,14 +20,14 @@ struct GivenBooks {
 // The largest squared norms of some entries: of a row, of either half.
 struct EntrySquares {
   double row = 0.0, semantic = 0.0, pixel = 0.0;
-  void include(const EntrySquares& other) {
-    row = std::max(row, other.row);
-    semantic = std::max(semantic, other.semantic);
-    pixel = std::max(pixel, other.pixel);
-  }
 };
+static inline EntrySquares larger(const EntrySquares& a, const EntrySquares& b) {
+  return {std::max(a.row, b.row), std::max(a.semantic, b.semantic),
+          std::max(a.pixel, b.pixel)};
+}
 
-// Writes rows and squares of entries [first, last).
+// Writes rows and squares of entries [first, last). What it returns is 0 where rows are
+// normalised.
 TFX_DECLARE_SIMD(EntrySquares prepare_rows(const GivenBooks& books, int64_t first,
                                            int64_t last, float* rows, double* squares))
 

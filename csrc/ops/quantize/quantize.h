@@ -14,7 +14,8 @@ struct PreparedBook {
   const float* rows;      // [k, semantic_width + pixel_width]: [semantic, pixel]
   const double* squares;  // [k, 2]: squared norms of the halves, 0 where normalised;
                           // +inf in the first for an entry that is not finite
-  const double* limits;   // [3]: largest squared row norm, largest of either square
+  const double*
+      limits;  // [3]: bound on the squared row norms, largest of either square
   int64_t k;
   int64_t semantic_width;
   int64_t pixel_width;   // 0: one book

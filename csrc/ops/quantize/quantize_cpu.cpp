@@ -11,8 +11,6 @@ Memory     Per thread one group of panels; per query and part one score and inde
 */
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstring>
 #include <utility>
 #include <vector>
 

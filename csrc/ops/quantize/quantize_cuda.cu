@@ -219,6 +219,7 @@ __global__ void prepare_entries(const float* semantic, const float* pixel, int64
                                 double* squares, double* limits) {
   const int64_t i = launch_item();
   if (i >= k) return;
+  if (normalize && i == 0) raise_limit(limits, (dp ? 2 : 1) * kUnitSquares);
   float* row = rows + i * (ds + dp);
   const double s = write_half(semantic + i * ds, ds, normalize, row);
   const double p = write_half(pixel + i * dp, dp, normalize, row + ds);
@@ -230,6 +231,7 @@ __global__ void prepare_entries(const float* semantic, const float* pixel, int64
   }
   squares[2 * i] = normalize ? 0.0 : s;
   squares[2 * i + 1] = normalize ? 0.0 : p;
+  if (normalize) return;
   raise_limit(limits, sum_of_squares(row, ds + dp));
   raise_limit(limits + 1, squares[2 * i]);
   raise_limit(limits + 2, squares[2 * i + 1]);
