@@ -96,7 +96,7 @@ Prepared prepare_with(bool cuda, const std::vector<float>& semantic,
     prepare_cpu(semantic.data(), pixel.data(), k, ds, dp, normalize, p.rows.data(),
                 p.squares.data(), p.limits.data(), serial());
   if (const int64_t bytes = cuda ? 0 : pack_cpu_bytes(k, ds + dp)) {
-    p.packed.assign((bytes + 7) / 8, NAN);  // nobody reads it here, but making it is watched
+    p.packed.assign((bytes + 7) / 8, NAN);  // only made, for the sanitizers
     pack_cpu(p.rows.data(), k, ds, dp, p.packed.data(), serial());
   }
   p.book = {p.rows.data(), p.squares.data(), p.limits.data(), k, ds, dp, nullptr, 0};

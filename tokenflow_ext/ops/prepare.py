@@ -108,9 +108,10 @@ def _fallback(
     kept = torch.zeros(len(finite), 2, dtype=torch.float64, device=rows.device)
     if not normalize:
         kept[:, : squares.shape[1]] = torch.where(finite[:, None], squares, 0.0)
-    longest = sum_of_squares(rows).max()
     if normalize:  # rounding makes an element at most 2⁻²⁴ larger
-        longest = torch.full_like(longest, len(halves) * (1 + 2**-20))
+        longest = kept.new_tensor(len(halves) * (1 + 2**-20))
+    else:
+        longest = sum_of_squares(rows).max()
     limits = torch.stack([longest, *kept.max(dim=0).values])
     kept[:, 0].masked_fill_(~finite, torch.inf)
     return rows, kept, limits

@@ -4,7 +4,11 @@ group_norm_silu.h.
 
 Algorithm  One pass adds x and x², one pass applies the affine map and SiLU. A
            contiguous group is one run of memory; its second pass goes backwards, so
-           that it begins with what the first left in cache.
+           that it begins with what the first left in cache. channels_last: positions
+           are added up and mapped in the order of memory.
+Traffic    A contiguous group is read once if it fits in a core's cache, a channels_last
+           map twice unless its slices do. Results of 8 MB and more are written past the
+           caches.
 Numerics   What is added is x − pivot, a mean of a few samples, so that squares stay
            near the variance: float32 chains of at most kChain additions, whose sum goes
            on in float64. A chain errs by (kChain + 4) · 2⁻²⁴ of its magnitudes at most,
